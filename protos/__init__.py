@@ -1,0 +1,1 @@
+"""Generated gRPC stubs of the slosserve.v1 contract (`make protos`)."""

@@ -1,0 +1,1 @@
+"""SLOs-Serve: the four services, their shared plumbing and the pure scheduling core."""

@@ -1,0 +1,1 @@
+"""The front door: validates, tokenises, promises, streams tokens back."""

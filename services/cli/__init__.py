@@ -1,0 +1,1 @@
+"""slosctl and the local stack."""

@@ -1,0 +1,1 @@
+"""Plumbing shared by the services: one third-party library per file."""

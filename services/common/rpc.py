@@ -1,0 +1,168 @@
+"""gRPC as every service uses it: one way to build a server, one way to build a channel.
+
+A server maps `SloServeError` to its status for every handler (one interceptor), serves `grpc.health.v1.Health` and
+reflection, and joins the caller's OpenTelemetry trace. Streaming handlers must be async generators: the tracing
+interceptor breaks handlers that call `context.write`.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any, NamedTuple
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio
+from grpc_reflection.v1alpha import reflection
+from grpc_status import rpc_status
+from opentelemetry.instrumentation.grpc import aio_client_interceptors, aio_server_interceptor
+
+from services.common.errors import Reason, SloServeError, pushback_trailer, to_status
+
+__all__ = ["MAX_MESSAGE_BYTES", "RpcServer", "open_channel"]
+
+MAX_MESSAGE_BYTES = 4 * 1024 * 1024
+
+_log = logging.getLogger(__name__)
+
+_KEEPALIVE: list[tuple[str, int]] = [
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+]
+
+
+class _WireStatus(NamedTuple):
+    """What `abort_with_status` takes."""
+
+    code: grpc.StatusCode
+    details: str
+    trailing_metadata: tuple[tuple[str, str | bytes], ...]
+
+
+def _wire_status(error: SloServeError) -> _WireStatus:
+    status = rpc_status.to_status(to_status(error))
+    return _WireStatus(status.code, status.details, (*status.trailing_metadata, *pushback_trailer(error)))
+
+
+class _ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc,unused-ignore]
+    """Ends a call with the status of the typed error its handler raised; anything else is INTERNAL and logged."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler:
+        handler: Any = await continuation(handler_call_details)
+        if handler is None:
+            return handler
+        method = handler_call_details.method
+        wrap = _wrap_streaming if handler.response_streaming else _wrap_unary
+        make = {
+            (False, False): grpc.unary_unary_rpc_method_handler,
+            (False, True): grpc.unary_stream_rpc_method_handler,
+            (True, False): grpc.stream_unary_rpc_method_handler,
+            (True, True): grpc.stream_stream_rpc_method_handler,
+        }[(handler.request_streaming, handler.response_streaming)]
+        behaviour = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+        return make(wrap(behaviour, method), handler.request_deserializer, handler.response_serializer)
+
+
+def _typed(error: Exception, method: str) -> SloServeError:
+    if isinstance(error, SloServeError):
+        return error
+    _log.exception("unexpected error in %s", method, exc_info=error)
+    return SloServeError(Reason.INTERNAL, f"unexpected {type(error).__name__} in {method}")
+
+
+def _wrap_unary(behaviour: Callable[..., Awaitable[Any]], method: str) -> Callable[..., Awaitable[Any]]:
+    async def call(request: Any, context: Any) -> Any:
+        try:
+            return await behaviour(request, context)
+        except (grpc.aio.AbortError, asyncio.CancelledError):
+            raise
+        except Exception as error:
+            await context.abort_with_status(_wire_status(_typed(error, method)))
+
+    return call
+
+
+def _wrap_streaming(behaviour: Callable[..., AsyncIterator[Any]], method: str) -> Callable[..., AsyncIterator[Any]]:
+    async def call(request: Any, context: Any) -> AsyncIterator[Any]:
+        responses = behaviour(request, context)
+        try:
+            async for response in responses:
+                yield response
+        except (grpc.aio.AbortError, asyncio.CancelledError):
+            raise
+        except Exception as error:
+            await context.abort_with_status(_wire_status(_typed(error, method)))
+        finally:
+            close = getattr(responses, "aclose", None)
+            if close is not None:  # health's Watch writes to its context and returns a coroutine
+                await close()
+
+    return call
+
+
+class RpcServer:
+    """A gRPC server with health, reflection, tracing and typed errors.
+
+    Usage: add servicers to `.grpc`, then `await start([...service names])`, then `await stop(grace_s)`.
+    """
+
+    def __init__(self, address: str) -> None:
+        """Bind `address` (host:port; port 0 picks a free one, see `port`)."""
+        self.grpc = grpc.aio.server(
+            interceptors=(aio_server_interceptor(), _ErrorInterceptor()),
+            options=[
+                ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.so_reuseport", 0),
+                *_KEEPALIVE,
+            ],
+        )
+        self._health = health_aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
+        self._names: tuple[str, ...] = ()
+        self.port = self.grpc.add_insecure_port(address)
+
+    async def start(self, service_names: Sequence[str]) -> None:
+        """Serve, with every named service healthy."""
+        self._names = ("", *service_names)
+        reflection.enable_server_reflection(
+            (*service_names, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME),
+            self.grpc,
+        )
+        await self.grpc.start()
+        await self.set_serving(True)
+
+    async def set_serving(self, serving: bool) -> None:
+        """Report every service as SERVING or NOT_SERVING (drain first, stop later)."""
+        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        for name in self._names:
+            await self._health.set(name, status)
+
+    async def stop(self, grace_s: float) -> None:
+        """Stop accepting calls and end the open ones after `grace_s` seconds."""
+        await self.set_serving(False)
+        await self.grpc.stop(grace_s)
+
+
+def open_channel(address: str, *, traced: bool = True) -> grpc.aio.Channel:
+    """A channel to another service. `traced` sends the current OpenTelemetry context along."""
+    return grpc.aio.insecure_channel(
+        address,
+        interceptors=aio_client_interceptors() if traced else None,
+        options=[
+            ("grpc.max_receive_message_length", -1),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.min_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 1_000),
+            *_KEEPALIVE,
+        ],
+    )

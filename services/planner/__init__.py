@@ -1,0 +1,1 @@
+"""Can we promise: a ledger per replica and the admission decision over it."""

@@ -1,0 +1,1 @@
+"""Where a request runs: replica watch, placement, the atomic enqueue."""

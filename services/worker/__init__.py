@@ -1,0 +1,1 @@
+"""One replica: vLLM under the SLO scheduler hook, fed from Redis streams."""
