@@ -6,6 +6,7 @@ shed load adds `RetryInfo` and the `grpc-retry-pushback-ms` trailer that retryin
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import cast
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2, message
@@ -154,7 +155,7 @@ def pushback_trailer(error: SloServeError) -> tuple[tuple[str, str], ...]:
 
 def from_rpc_error(error: grpc.RpcError) -> SloServeError:
     """The typed error behind a failed call to another service; INTERNAL where it carries no known reason."""
-    status = rpc_status.from_call(error)
+    status = rpc_status.from_call(cast("grpc.Call", error))
     if status is None or status.code == code_pb2.OK:
         return SloServeError(Reason.INTERNAL, str(error))
     reason, retry_after_ms, rest = Reason.INTERNAL, None, []

@@ -48,17 +48,17 @@ def _wire_status(error: SloServeError) -> _WireStatus:
     return _WireStatus(status.code, status.details, (*status.trailing_metadata, *pushback_trailer(error)))
 
 
-class _ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc,unused-ignore]
+class _ErrorInterceptor(grpc.aio.ServerInterceptor):
     """Ends a call with the status of the typed error its handler raised; anything else is INTERNAL and logged."""
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler:
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
         handler: Any = await continuation(handler_call_details)
         if handler is None:
-            return handler
+            return None  # unknown method: gRPC answers UNIMPLEMENTED
         method = handler_call_details.method
         wrap = _wrap_streaming if handler.response_streaming else _wrap_unary
         make = {
@@ -117,7 +117,10 @@ class RpcServer:
     def __init__(self, address: str) -> None:
         """Bind `address` (host:port; port 0 picks a free one, see `port`)."""
         self.grpc = grpc.aio.server(
-            interceptors=(aio_server_interceptor(), _ErrorInterceptor()),
+            interceptors=(
+                aio_server_interceptor(),  # type: ignore[no-untyped-call]
+                _ErrorInterceptor(),
+            ),
             options=[
                 ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
                 ("grpc.max_send_message_length", -1),
@@ -156,7 +159,7 @@ def open_channel(address: str, *, traced: bool = True) -> grpc.aio.Channel:
     """A channel to another service. `traced` sends the current OpenTelemetry context along."""
     return grpc.aio.insecure_channel(
         address,
-        interceptors=aio_client_interceptors() if traced else None,
+        interceptors=aio_client_interceptors() if traced else None,  # type: ignore[no-untyped-call]
         options=[
             ("grpc.max_receive_message_length", -1),
             ("grpc.max_send_message_length", -1),
