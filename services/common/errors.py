@@ -153,17 +153,26 @@ def pushback_trailer(error: SloServeError) -> tuple[tuple[str, str], ...]:
     return (("grpc-retry-pushback-ms", str(max(0, round(error.retry_after_ms)))),)
 
 
-def from_rpc_error(error: grpc.RpcError) -> SloServeError:
-    """The typed error behind a failed call to another service; INTERNAL where it carries no known reason."""
+def _text_of(error: grpc.RpcError) -> str:
+    details = getattr(error, "details", None)
+    return (details() if callable(details) else None) or str(error)
+
+
+def from_rpc_error(error: grpc.RpcError, fallback: Reason = Reason.INTERNAL) -> SloServeError:
+    """The typed error behind a failed call to another service.
+
+    `fallback` is the reason where the call carries none of ours, such as a refused connection: the caller knows whom
+    it was talking to.
+    """
     status = rpc_status.from_call(cast("grpc.Call", error))
     if status is None or status.code == code_pb2.OK:
-        return SloServeError(Reason.INTERNAL, str(error))
-    reason, retry_after_ms, rest = Reason.INTERNAL, None, []
+        return SloServeError(fallback, _text_of(error))
+    reason, retry_after_ms, rest = fallback, None, []
     violations: list[FieldViolation] = []
     info, retry, bad = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo(), error_details_pb2.BadRequest()
     for detail in status.details:
         if detail.Unpack(info):
-            reason = Reason(info.reason) if info.reason in Reason.__members__ else Reason.INTERNAL
+            reason = Reason(info.reason) if info.reason in Reason.__members__ else fallback
         elif detail.Unpack(retry):
             retry_after_ms = retry.retry_delay.ToMicroseconds() / 1000
         elif detail.Unpack(bad):
