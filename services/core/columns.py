@@ -1,0 +1,118 @@
+"""Struct-of-arrays form of a replica view: what the compiled kernels read.
+
+`DecoderColumns` is also the fast way in: a caller that keeps its running requests in arrays passes one as
+`ReplicaView.decoders` and no per-request object is ever built.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.core.speculation import expected_tokens
+from services.core.view import Decoder, PlanSettings, Prefill
+
+__all__ = ["DecoderColumns", "Floats", "Ints", "Queue", "TierColumns", "columns_of", "queue_of", "tiers_of"]
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DecoderColumns(Sequence[Decoder]):
+    """Running requests, one column per field of `Decoder`; reads as a sequence of them."""
+
+    ids: Sequence[str]
+    tier: Ints
+    next_deadline_s: Floats
+    tpot_s: Floats
+    context_tokens: Ints
+    remaining_tokens: Ints
+    promised: NDArray[np.bool_]
+
+    @overload
+    def __getitem__(self, index: int) -> Decoder: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Decoder]: ...
+    def __getitem__(self, index: int | slice) -> Decoder | Sequence[Decoder]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self.ids)))]
+        return Decoder(
+            self.ids[index],
+            int(self.tier[index]),
+            float(self.next_deadline_s[index]),
+            float(self.tpot_s[index]),
+            int(self.context_tokens[index]),
+            int(self.remaining_tokens[index]),
+            bool(self.promised[index]),
+        )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __iter__(self) -> Iterator[Decoder]:
+        return (self[i] for i in range(len(self.ids)))
+
+
+class Queue(NamedTuple):
+    """Prefills with a tier, in the order they are served."""
+
+    deadline: Floats
+    remaining: Ints
+    computed: Ints
+    tier: Ints
+    output: Ints
+    promised: NDArray[np.bool_]
+    weight: Ints
+
+
+class TierColumns(NamedTuple):
+    """Per tier: TPOT, verified tokens per decoder and step, and the tokens a step is expected to yield."""
+
+    tpot: Floats
+    verify: Ints
+    gain: Floats
+
+
+def columns_of(decoders: Sequence[Decoder]) -> DecoderColumns:
+    """The columns of running requests; free if they already are columns."""
+    if isinstance(decoders, DecoderColumns):
+        return decoders
+    return DecoderColumns(
+        [d.id for d in decoders],
+        np.array([d.tier for d in decoders], np.int64),
+        np.array([d.next_deadline_s for d in decoders], np.float64),
+        np.array([d.tpot_s for d in decoders], np.float64),
+        np.array([d.context_tokens for d in decoders], np.int64),
+        np.array([d.remaining_tokens for d in decoders], np.int64),
+        np.array([d.promised for d in decoders], np.bool_),
+    )
+
+
+def queue_of(prefills: Sequence[Prefill]) -> Queue:
+    """The columns of prefills, in the order given."""
+    return Queue(
+        np.array([p.deadline_s for p in prefills], np.float64),
+        np.array([p.remaining_tokens for p in prefills], np.int64),
+        np.array([p.computed_tokens for p in prefills], np.int64),
+        np.array([p.tier for p in prefills], np.int64),
+        np.array([p.output_tokens for p in prefills], np.int64),
+        np.array([p.promised for p in prefills], np.bool_),
+        np.array([p.weight for p in prefills], np.int64),
+    )
+
+
+def tiers_of(columns: DecoderColumns, prefills: Sequence[Prefill], settings: PlanSettings) -> TierColumns:
+    """One row per tier in use. A tier is planned at the tightest TPOT of its members."""
+    count = 1 + max(int(columns.tier.max(initial=-1)), max((p.tier for p in prefills), default=-1), 0)
+    tpot = np.full(count, np.inf)
+    on_tier = columns.tier >= 0
+    np.minimum.at(tpot, columns.tier[on_tier], columns.tpot_s[on_tier])
+    for prefill in prefills:
+        if prefill.tier >= 0:
+            tpot[prefill.tier] = min(tpot[prefill.tier], prefill.tpot_s)
+    verify = np.array([settings.verify(tier) for tier in range(count)], np.int64)
+    gain = np.array([expected_tokens(int(verify[t]), settings.acceptance_rate(t)) for t in range(count)])
+    return TierColumns(tpot, verify, gain)

@@ -1,0 +1,164 @@
+"""Fitting the roofline model to profiled batches, and correcting it on line.
+
+A fit is constrained least squares (coefficients >= 0). Two segments are fitted by alternation: every sample belongs to
+the segment that predicts more, each segment is refitted to its own samples, and all of it repeats until the split is
+stable. One segment or two is decided by the error on held-out samples, with one unless two are clearly better.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.core.errors import BadModelError, NotEnoughSamplesError
+from services.core.nnls import solve_nnls
+from services.core.perf_model import BatchShape, PerfModel, Segment
+
+__all__ = ["FitResult", "OnlineCorrection", "Sample", "fit"]
+
+Floats = NDArray[np.float64]
+
+_MIN_SAMPLES = 8
+_ROUNDS = 30
+_CLEARLY_BETTER = 0.97
+_FLAT = 1e-12
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One observed batch and how long it took, seconds."""
+
+    shape: BatchShape
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class FitResult:
+    """A fitted model and how good it is.
+
+    `r2_train` and `r2_heldout` are coefficients of determination; `margin_s` (also in the model) is the quantile of
+    `observed - predicted` on held-out batches, never negative.
+    """
+
+    model: PerfModel
+    r2_train: float
+    r2_heldout: float
+    margin_s: float
+    samples: int
+
+
+def fit(samples: Sequence[Sample], *, margin_quantile: float = 0.95, heldout_every: int = 4) -> FitResult:
+    """Fit a performance model; every `heldout_every`-th sample (by batch time) only judges.
+
+    Raises NotEnoughSamplesError for fewer than 8 samples or batches that are all alike, BadModelError for times that
+    are not positive numbers.
+    """
+    if len(samples) < _MIN_SAMPLES:
+        raise NotEnoughSamplesError(f"{len(samples)} samples; at least {_MIN_SAMPLES} are needed")
+    x, y = _design(samples)
+    if not (np.isfinite(y).all() and (y > 0).all()):
+        raise BadModelError("sample times must be positive numbers of seconds")
+    if np.ptp(x[:, 0]) == 0:
+        raise NotEnoughSamplesError("all samples have the same number of tokens")
+    order = np.argsort(y, kind="stable")
+    held = np.zeros(len(y), np.bool_)
+    held[order[heldout_every // 2 :: heldout_every]] = True
+    one = _fit_one(x[~held], y[~held])
+    two = _fit_two(x[~held], y[~held], one)
+    best = one
+    if two is not None and _error(two, x[held], y[held]) < _CLEARLY_BETTER * _error(one, x[held], y[held]):
+        best = two
+    residual = y[held] - _predict(best, x[held])
+    margin_s = max(0.0, float(np.quantile(residual, margin_quantile)))
+    r2_heldout = _r2(best, x[held], y[held])
+    model = PerfModel(tuple(Segment(*map(float, row)) for row in best), margin_s, r2_heldout)
+    return FitResult(model, _r2(best, x[~held], y[~held]), r2_heldout, margin_s, len(samples))
+
+
+@dataclass(slots=True)
+class OnlineCorrection:
+    """Follows the ratio of observed to predicted step times, and the quantile of what is left.
+
+    `scale` is an exponentially weighted mean ratio; `margin_s` a stochastic-approximation quantile of the residual
+    `observed - scale * predicted`: up by `step * quantile` when exceeded, down by `step * (1 - quantile)` when not,
+    with the step proportional to the typical residual.
+    """
+
+    alpha: float = 0.02
+    quantile: float = 0.95
+    scale: float = 1.0
+    margin_s: float = 0.0
+    spread_s: float = 0.0
+    steps: int = 0
+
+    def observe(self, predicted_s: float, observed_s: float) -> None:
+        """One finished step. Outliers beyond 10x (a paused process) are counted as 10x."""
+        if predicted_s <= 0 or not np.isfinite(observed_s):
+            return
+        self.steps += 1
+        alpha = max(self.alpha, 1.0 / self.steps)
+        ratio = min(10.0, max(0.1, observed_s / predicted_s))
+        self.scale += alpha * (ratio - self.scale)
+        residual = ratio * predicted_s - self.scale * predicted_s
+        self.spread_s += alpha * (abs(residual) - self.spread_s)
+        up = residual > self.margin_s
+        step = max(self.spread_s, 1e-6) * max(0.05, alpha)
+        self.margin_s = max(0.0, self.margin_s + step * (self.quantile if up else self.quantile - 1.0))
+
+    def applied(self, model: PerfModel) -> PerfModel:
+        """The model as it is observed to be now."""
+        segments = tuple(
+            Segment(*(getattr(s, name) * self.scale for name in ("k_tok", "k_ctx", "k_req", "k_step", "b")))
+            for s in model.segments
+        )
+        return PerfModel(segments, self.margin_s if self.steps else model.margin_s, model.r2)
+
+
+def _design(samples: Sequence[Sample]) -> tuple[Floats, Floats]:
+    shapes = [s.shape for s in samples]
+    x = np.array([[s.tokens, s.context_tokens, s.requests, s.draft_steps, 1.0] for s in shapes], np.float64)
+    return x, np.array([s.seconds for s in samples], np.float64)
+
+
+def _fit_one(x: Floats, y: Floats) -> Floats:
+    # Relative errors: a short batch mispredicted by half is worse than a long one mispredicted by a millisecond.
+    weight = 1.0 / (y + float(np.median(y)))
+    row = solve_nnls(x * weight[:, None], y * weight)
+    row[0] = max(row[0], _FLAT)
+    return row[None, :]
+
+
+def _fit_two(x: Floats, y: Floats, one: Floats) -> Floats | None:
+    """Two segments, started from a split at the median batch size; None if one of them starves."""
+    best: Floats | None = None
+    best_error = _error(one, x, y)
+    for share in (0.25, 0.5, 0.75):
+        upper = x[:, 0] > np.quantile(x[:, 0], share)
+        rows: Floats | None = None
+        for _ in range(_ROUNDS):
+            if min(upper.sum(), (~upper).sum()) < _MIN_SAMPLES // 2:
+                rows = None
+                break
+            rows = np.vstack([_fit_one(x[~upper], y[~upper]), _fit_one(x[upper], y[upper])])
+            split = x @ rows[1] > x @ rows[0]
+            if (split == upper).all():
+                break
+            upper = split
+        if rows is not None and _error(rows, x, y) < best_error:
+            best, best_error = rows, _error(rows, x, y)
+    return best
+
+
+def _predict(rows: Floats, x: Floats) -> Floats:
+    predicted: Floats = (x @ rows.T).max(axis=1)
+    return predicted
+
+
+def _error(rows: Floats, x: Floats, y: Floats) -> float:
+    return float(np.mean(((y - _predict(rows, x)) / (y + np.median(y))) ** 2))
+
+
+def _r2(rows: Floats, x: Floats, y: Floats) -> float:
+    total = float(((y - y.mean()) ** 2).sum())
+    return 1.0 - float(((y - _predict(rows, x)) ** 2).sum()) / total if total > 0 else 0.0

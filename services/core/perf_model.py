@@ -1,0 +1,81 @@
+"""Predicted time of one engine step: a roofline over a few linear segments.
+
+    T = max_s ( k_tok * tokens + k_ctx * context_tokens + k_req * requests + k_step * draft_steps + b )
+
+`tokens` are the tokens computed in the batch, `context_tokens` those already in the KV cache of its requests,
+`draft_steps` the sequential steps of a draft model. Coefficients are non-negative seconds. The arithmetic itself is in
+`services.core.roofline`, which the compiled kernels share.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+from services.core import roofline
+from services.core.errors import BadModelError
+
+__all__ = ["BatchShape", "PerfModel", "Segment"]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchShape:
+    """What one engine step computes."""
+
+    tokens: int
+    context_tokens: int = 0
+    requests: int = 0
+    draft_steps: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One linear piece of the roofline, in seconds per token, context token, request, draft step, and batch."""
+
+    k_tok: float
+    k_ctx: float = 0.0
+    k_req: float = 0.0
+    k_step: float = 0.0
+    b: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("k_tok", "k_ctx", "k_req", "k_step", "b"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise BadModelError(f"coefficient {name} must be finite and not negative, got {value}")
+
+
+@dataclass(frozen=True, slots=True)
+class PerfModel:
+    """A replica's fitted model. `margin_s` is the residual quantile planned as safety; `r2` is None for presets."""
+
+    segments: tuple[Segment, ...]
+    margin_s: float = 0.0
+    r2: float | None = None
+    rows: tuple[tuple[float, float, float, float, float], ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not any(segment.k_tok > 0 for segment in self.segments):
+            raise BadModelError("at least one segment must grow with tokens")
+        if not (math.isfinite(self.margin_s) and self.margin_s >= 0):
+            raise BadModelError(f"margin_s must be finite and not negative, got {self.margin_s}")
+        rows = tuple((s.k_tok, s.k_ctx, s.k_req, s.k_step, s.b) for s in self.segments)
+        object.__setattr__(self, "rows", rows)
+
+    def seconds(self, shape: BatchShape) -> float:
+        """Predicted duration of a batch, seconds."""
+        return roofline.seconds(self.rows, shape.tokens, shape.context_tokens, shape.requests, shape.draft_steps)
+
+    def tokens_within(self, seconds: float, context_tokens: int = 0, requests: int = 0, draft_steps: int = 0) -> int:
+        """Largest number of tokens whose batch lasts at most `seconds`: the exact inverse of `seconds`.
+
+        `tokens_within(T(n)) == n` wherever T grows at n; on a flat piece, the largest n with the same T.
+        0 if not even one token fits, `roofline.MAX_TOKENS` at most.
+        """
+        return roofline.tokens_within(self.rows, seconds, context_tokens, requests, draft_steps)
+
+    def zero_load_prefill_s(self, tokens: int, chunk: int | None = None) -> float:
+        """Time to prefill `tokens` on an idle replica, in batches of `chunk` tokens (None: all in one), seconds."""
+        if tokens <= 0:
+            return roofline.seconds(self.rows, 1, 0, 1, 0)
+        step = tokens if chunk is None else max(1, chunk)
+        starts = range(0, tokens, step)
+        return sum(roofline.seconds(self.rows, min(step, tokens - done), done, 1, 0) for done in starts)
