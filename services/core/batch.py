@@ -14,8 +14,10 @@ from enum import StrEnum
 import numpy as np
 
 from services.core import simulate as sim
-from services.core.columns import DecoderColumns, Floats, Ints, Queue, TierColumns, columns_of, queue_of, tiers_of
+from services.core.columns import DecoderColumns, Ints, columns_of
 from services.core.compiled import seconds, tokens_within
+from services.core.feasibility import settle
+from services.core.problem import Problem, problem_of, with_spend
 from services.core.view import BEST_EFFORT_TIER, PlanSettings, Prefill, ReplicaView
 
 __all__ = ["BatchLimit", "BatchPlan", "Chunk", "form_batch"]
@@ -91,60 +93,33 @@ def form_batch(view: ReplicaView, settings: PlanSettings) -> BatchPlan:
     """The next batch of a replica. Prefills with a tier are all served; whom to admit is `admission.decide`'s job."""
     columns = columns_of(view.decoders)
     queue = sorted((p for p in view.prefills if p.tier >= 0), key=lambda p: p.deadline_s)
-    tiers = tiers_of(columns, queue, settings)
-    rules = rules_of(view, settings)
-    coef = np.array(view.model.rows)
-    base = sim.prepare(
-        coef,
-        view.start_s,
-        rules.margin_s,
-        columns.tier,
-        columns.next_deadline_s,
-        columns.context_tokens,
-        columns.remaining_tokens,
-        tiers,
-    )
-    outcome, cap_s = _plan(coef, view, settings, rules, tiers, base, queue_of(queue))
-    return _Former(view, settings, columns, tiers, coef).fill(queue, outcome, cap_s)
+    problem = problem_of(view, columns, queue, settings, 0.0)
+    outcome, cap_s = _first_feasible(problem, columns, settings)
+    return _Former(view, settings, columns, problem).fill(queue, outcome, cap_s)
 
 
-def rules_of(view: ReplicaView, settings: PlanSettings) -> sim.Rules:
-    """The kernels' form of the settings; the model's own margin is added here, once."""
-    margin_s = settings.margin_s + view.model.margin_s
-    return sim.Rules(margin_s, settings.min_prefill_tokens, settings.max_batch_tokens, settings.hold_first_token)
-
-
-def _plan(
-    coef: Floats,
-    view: ReplicaView,
-    settings: PlanSettings,
-    rules: sim.Rules,
-    tiers: TierColumns,
-    base: sim.Base,
-    queue: Queue,
-) -> tuple[sim.Outcome, float]:
-    """The first cap under which every prefill is in time; if there is none, the default cap with the late ones last."""
-    for cap_s in settings.caps_s:
-        active = np.ones(len(queue.tier), np.int64)
-        outcome = sim.simulate(coef, view.start_s, cap_s, rules, tiers, base, queue, active)
-        if outcome.code != sim.MISS_DEADLINE:
-            return outcome, cap_s
-    cap_s = settings.caps_s[0]
-    active = np.ones(len(queue.tier), np.int64)
-    outcome = sim.simulate(coef, view.start_s, cap_s, rules, tiers, base, queue, active)
-    while outcome.code == sim.MISS_DEADLINE:
-        active[outcome.row] = 2
-        outcome = sim.simulate(coef, view.start_s, cap_s, rules, tiers, base, queue, active)
-    return outcome, cap_s
+def _first_feasible(problem: Problem, columns: DecoderColumns, settings: PlanSettings) -> tuple[sim.Outcome, float]:
+    """The plan under the first cap that keeps every deadline, early spending last; else the default, late ones last."""
+    rows = len(problem.queue.tier)
+    spends = (0.0, settings.early_spend) if settings.early_spend > 0 else (0.0,)
+    for spend in spends:
+        trial = problem if spend == 0 else with_spend(problem, columns, spend)
+        for cap_s in settings.caps_s:
+            outcome = sim.simulate(trial, np.ones(rows, np.int64), cap_s)
+            if outcome.code != sim.MISS_DEADLINE:
+                return outcome, cap_s
+    cap_s, standing = settings.caps_s[0], np.ones(rows, np.int64)
+    settle(problem, standing, cap_s, np.full(rows, np.inf))
+    return sim.simulate(problem, standing, cap_s), cap_s
 
 
 class _Former:
     """Turns the first batch of a simulated plan into ids and fills what is left with best effort."""
 
-    def __init__(
-        self, view: ReplicaView, settings: PlanSettings, columns: DecoderColumns, tiers: TierColumns, coef: Floats
-    ) -> None:
-        self.view, self.settings, self.columns, self.tiers, self.coef = view, settings, columns, tiers, coef
+    def __init__(self, view: ReplicaView, settings: PlanSettings, columns: DecoderColumns, problem: Problem) -> None:
+        self.view, self.settings, self.columns = view, settings, columns
+        self.coef, self.tiers = problem.coef, problem.tiers
+        tiers = problem.tiers
         tier = columns.tier.tolist()
         self.decode_ids = [i for i, t in zip(columns.ids, tier, strict=True) if t >= 0]
         self.best_effort_rows = [r for r, t in enumerate(tier) if t < 0]
@@ -162,7 +137,7 @@ class _Former:
         order = sorted(range(len(queue)), key=lambda j: planned[j] == 0)
         chunks = [self._chunk(queue[j], planned[j]) for j in order if planned[j] > 0]
         prefill = tuple(chunk for chunk in chunks if chunk is not None)
-        limit_s, limit = outcome.first_duration_s, _LIMITS[outcome.first_limit]
+        limit_s, limit = outcome.first_limit_s, _LIMITS[outcome.first_limit]
         waiting = [p for p in self.view.prefills if p.tier == BEST_EFFORT_TIER]
         if not queue:
             limit_s, limit = self._best_effort_limit(bool(waiting or self.best_effort_rows))

@@ -1,107 +1,138 @@
 """KV forecast in steps, not seconds.
 
-Every request on a tier advances in every batch, so the number of KV blocks after k batches needs no time estimate: the
-sum over requests alive after k batches of ceil((context + k) / block). It only falls where a request ends, so its peak
-is found by looking at the last step of each. Prefills count with their whole prompt at once (an upper bound) and grow
-from the batch in which the plan gives them their first token. The same pass tells the largest decode-only batch time
-ahead against the tightest TPOT then alive, which is the other question that needs no clock.
+Every request on a tier advances in every batch, so the number of KV blocks after k batches needs no time estimate: it
+is the sum over requests alive after k batches of ceil((context + k) / block). It only falls where a request ends, so
+its peak is found by looking at the last step of each. Prefills count with their whole prompt at once (an upper bound)
+and grow from the batch in which the plan gives them their first token. The same pass finds the longest decode-only
+batch ahead, the other question that needs no clock: where it exceeds the tightest TPOT alive, decoding alone is too
+much.
+
+One pass over the ends, last first, adds requests to running sums. The rounding up to whole blocks is exact: all grow
+in step, so requests with the same remainder modulo the block size stay together (with speculation, where growth is a
+fraction, it is an upper bound).
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-from services.core.columns import Floats, Ints, Queue, TierColumns
+from services.core.columns import Ints
 from services.core.compiled import compiled, seconds
+from services.core.problem import Problem
+from services.core.simulate import LEFT_OUT
 
-__all__ = ["Forecast", "forecast_steps"]
-
-_EPS = 1e-9
+__all__ = ["Forecast", "forecast"]
 
 
 class Forecast(NamedTuple):
-    """Peak of KV blocks over the coming steps, and the worst excess of decode time over the tightest TPOT alive.
+    """Peak of KV blocks ahead, and where a decode-only batch exceeds its tier's TPOT by most.
 
-    `excess_s` is positive where decoding alone would break TPOT; `excess_row` is the tier whose TPOT that is.
+    `excess_s` is that excess (negative: room left), `batch_s` the batch, `excess_tier` the tier (-1: no decoders).
     """
 
     peak_blocks: int
     peak_step: int
     excess_s: float
-    excess_row: int
+    batch_s: float
+    excess_tier: int
 
 
 @compiled
-def forecast_steps(
-    coef: Floats,
-    block_size: int,
-    tier: Ints,
-    context: Ints,
-    remaining: Ints,
-    tiers: TierColumns,
-    queue: Queue,
-    active: Ints,
-    joined: Ints,
-) -> Forecast:
-    """Look ahead over decoders on tiers and active prefills; `joined` is the step at which each starts to decode."""
-    n = tier.shape[0]
-    m = queue.tier.shape[0]
-    start = np.zeros(n + m, np.int64)
-    end = np.zeros(n + m, np.int64)
-    length = np.zeros(n + m, np.int64)
-    row = np.zeros(n + m, np.int64)
-    size = 0
-    for i in range(n):
-        if tier[i] >= 0:
-            end[size] = max(1, int(np.ceil(remaining[i] / tiers.gain[tier[i]] - _EPS)))
-            length[size] = context[i]
-            row[size] = tier[i]
-            size += 1
+def _blocks(remainders: Ints, total: float, number: int, k: int, size: int) -> int:
+    """Blocks of `number` requests of length L + k, `total` their sum of L, counted by L modulo the block size."""
+    pad = 0
+    for r in range(size):
+        if remainders[r] > 0:
+            pad += remainders[r] * ((-(r + k)) % size)
+    return (int(total) + number * k + pad) // size
+
+
+@compiled
+def forecast(problem: Problem, standing: Ints, joined: Ints) -> Forecast:
+    """Look ahead over base decoders and the prefills in the plan; `joined` is the step from which each decodes."""
+    coef, _, limits, tiers, base, queue = problem
+    size = limits.block_size
+    num_tiers = tiers.tpot.shape[0]
+    n = base.steps.shape[0]
+    rows = np.nonzero(standing != LEFT_OUT)[0]
+    m = rows.shape[0]
+    start = np.maximum(joined[rows], 0)
     last_join = 0
-    for j in range(m):
-        if active[j] > 0:
-            start[size] = max(0, joined[j])
-            last_join = max(last_join, start[size])
-            end[size] = start[size] + max(1, int(np.ceil((queue.output[j] - 1) / tiers.gain[queue.tier[j]] - _EPS)))
-            length[size] = queue.remaining[j] + queue.computed[j]
-            row[size] = queue.tier[j]
-            size += 1
-    order = np.argsort(end[:size])
+    last = np.empty(m, np.int64)
+    for i in range(m):
+        j = rows[i]
+        last_join = max(last_join, start[i])
+        last[i] = start[i] + max(0, int(np.ceil((queue.output[j] - 1) / tiers.gain[queue.tier[j]] - 1e-9)) - 1)
+    by_end = np.argsort(last)
+    remainders = np.zeros(size, np.int64)
+    number = np.zeros(num_tiers, np.int64)
+    shifted = np.zeros(num_tiers)
+    whole = 0.0
+    whole_number = 0
     peak_blocks = 0
     peak_step = 0
     excess = -np.inf
-    excess_row = -1
-    for e in range(size):
-        k = end[order[e]] - 1
-        if e + 1 < size and end[order[e + 1]] - 1 == k and e > 0 and end[order[e - 1]] - 1 == k:
-            continue
-        blocks = 0
+    batch_s = 0.0
+    excess_tier = -1
+    b = n - 1
+    i = m - 1
+    while b >= 0 or i >= 0:
+        k = max(base.steps[b] - 1 if b >= 0 else -1, last[by_end[i]] if i >= 0 else -1)
+        while b >= 0 and base.steps[b] - 1 == k:
+            c = base.tier[b]
+            grown = base.length[b] + tiers.verify[c]
+            number[c] += 1
+            shifted[c] += base.length[b]
+            if tiers.gain[c] == 1.0:
+                remainders[grown % size] += 1
+                whole += grown
+                whole_number += 1
+            b -= 1
+        while i >= 0 and last[by_end[i]] == k:
+            j = rows[by_end[i]]
+            c = queue.tier[j]
+            prompt = queue.remaining[j] + queue.computed[j]
+            number[c] += 1
+            shifted[c] += prompt - start[by_end[i]] * tiers.gain[c]
+            if tiers.gain[c] == 1.0:
+                grown = prompt - start[by_end[i]] + tiers.verify[c]
+                remainders[grown % size] += 1
+                whole += grown
+                whole_number += 1
+            i -= 1
+        blocks = _blocks(remainders, whole, whole_number, k, size)
         tokens = 0
         requests = 0
         draft = 0
-        total = 0.0
+        context = 0.0
         tight = np.inf
-        tight_row = -1
-        for a in range(e, size):
-            i = order[a]
-            grown = max(0, k - start[i])
-            tokens_then = (
-                length[i] + int(np.ceil(grown * tiers.gain[row[i]])) + (tiers.verify[row[i]] if k >= start[i] else 0)
-            )
-            blocks += -(-tokens_then // block_size)
-            tokens += tiers.verify[row[i]]
-            draft = max(draft, tiers.verify[row[i]] - 1)
-            requests += 1
-            total += tokens_then
-            if tiers.gain[row[i]] * tiers.tpot[row[i]] < tight:
-                tight = tiers.gain[row[i]] * tiers.tpot[row[i]]
-                tight_row = row[i]
+        tight_tier = -1
+        for c in range(num_tiers):
+            if number[c] > 0:
+                tokens += number[c] * tiers.verify[c]
+                requests += number[c]
+                draft = max(draft, tiers.verify[c] - 1)
+                context += shifted[c] + number[c] * k * tiers.gain[c]
+                if tiers.gain[c] != 1.0:
+                    ends = shifted[c] + number[c] * (k * tiers.gain[c] + tiers.verify[c] + size - 1)
+                    blocks += int(np.ceil(ends / size))
+                if tiers.gain[c] * tiers.tpot[c] < tight:
+                    tight = tiers.gain[c] * tiers.tpot[c]
+                    tight_tier = c
+        if k < last_join:
+            # Not decoding yet: their prompt counts, not the (smaller) length they would have grown back from.
+            for a in range(m):
+                if start[a] > k:
+                    j = rows[a]
+                    prompt = queue.remaining[j] + queue.computed[j]
+                    blocks += -(-prompt // size)
+                    if tiers.gain[queue.tier[j]] == 1.0:
+                        blocks -= -(-(prompt - start[a] + tiers.verify[queue.tier[j]] + k) // size)
         if blocks > peak_blocks:
             peak_blocks = blocks
             peak_step = k
-        if k >= last_join:
-            over = seconds(coef, tokens, total, requests, draft) - tight
-            if over > excess:
-                excess = over
-                excess_row = tight_row
-    return Forecast(peak_blocks, peak_step, excess, excess_row)
+        if k >= last_join and tight_tier >= 0:
+            s = seconds(coef, tokens, context, requests, draft)
+            if s - tight > excess:
+                excess, batch_s, excess_tier = s - tight, s, tight_tier
+    return Forecast(peak_blocks, peak_step, excess, batch_s, excess_tier)

@@ -1,23 +1,26 @@
 """The simulated plan: the batch former run forward, compiled.
 
-One call answers three questions about a replica with a given set of prefills: what the next batch is, when every
-prefill would finish, and which deadline would be missed first. The state is compact. Every decoder on a tier is in
-every batch, so after k steps all of them have moved k * TPOT further from the deadline they started with; per tier the
-count and the least slack suffice, and predicted finishes are a pointer into the decoders sorted by remaining steps.
-
-Tiers come twice in these arrays: row t for decoders in time, row n + t for those already late, which must hurry
-(their batches have the minimum size) but can no longer be harmed.
+One call answers three questions about a replica and a set of prefills: what the next batch is, when every prefill
+would finish, and which deadline would be missed first. The state is compact. Every decoder on a tier is in every batch,
+so after k steps all of them have moved k * TPOT beyond the deadline they started with: per tier, the count and the
+least slack suffice. Predicted finishes are a pointer into the decoders sorted by remaining steps. A typical plan takes
+5 to 20 iterations of a few hundred nanoseconds.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-from services.core.columns import Floats, Ints, Queue, TierColumns
+from services.core.columns import Floats, Ints
 from services.core.compiled import compiled, seconds, tokens_within
+from services.core.problem import EPS_S, Problem
 
 __all__ = [
+    "AFTER",
     "FEASIBLE",
+    "IN_TIME",
+    "LATE",
+    "LEFT_OUT",
     "LIMIT_CAP",
     "LIMIT_DEADLINE",
     "LIMIT_FLOOR",
@@ -25,239 +28,212 @@ __all__ = [
     "LIMIT_WORK",
     "MISS_DEADLINE",
     "MISS_TPOT",
-    "Base",
+    "Load",
     "Outcome",
-    "Rules",
-    "prepare",
     "simulate",
 ]
+
+LEFT_OUT, IN_TIME, LATE, AFTER = 0, 1, 2, 3
+"""Standing of a prefill in a plan: not in it; in time; promised but late already, served behind those in time and
+joining its tier then; without a promise, served behind everything and joining no tier."""
 
 FEASIBLE, MISS_DEADLINE, MISS_TPOT = 0, 1, 2
 LIMIT_CAP, LIMIT_SLACK, LIMIT_DEADLINE, LIMIT_FLOOR, LIMIT_WORK = 0, 1, 2, 3, 4
 
-_EPS = 1e-9
 _MAX_BATCHES = 4096
 
 
-class Rules(NamedTuple):
-    """Settings of a plan, as the kernels read them."""
-
-    margin_s: float
-    min_prefill_tokens: int
-    max_batch_tokens: int
-    hold_first_token: bool
-
-
-class Base(NamedTuple):
-    """Decoders on tiers, sorted by remaining steps; column p describes those from position p on."""
-
-    steps: Ints
-    number: Ints
-    least: Floats
-    context: Floats
-
-
 class Outcome(NamedTuple):
-    """What a simulated plan found. The arrays are per prefill; `row` is the prefill or tier that misses."""
+    """What a simulated plan found.
+
+    `row` is the prefill (MISS_DEADLINE) or tier (MISS_TPOT) that misses. `needed` and `available` are prefill tokens
+    due and possible by that deadline, or seconds of batch and of slack. Arrays are per prefill: when it finishes, the
+    step from which it decodes (-1: does not), and its tokens in the first batch.
+    """
 
     code: int
     row: int
-    at_s: float
-    first_duration_s: float
-    first_limit: int
+    needed: float
+    available: float
+    end_s: float
     batches: int
+    first_limit_s: float
+    first_limit: int
     finish_s: Floats
     joined: Ints
     first_tokens: Ints
 
 
+class Load(NamedTuple):
+    """Decoders of one batch, and how long their deadlines let it last."""
+
+    tokens: int
+    context: float
+    requests: int
+    draft: int
+    slack_s: float
+    slack_tier: int
+    late_slack_s: float
+
+
 @compiled
-def prepare(
-    coef: Floats,
-    start_s: float,
-    margin_s: float,
-    tier: Ints,
-    deadline: Floats,
-    context: Ints,
-    remaining: Ints,
-    tiers: TierColumns,
-) -> Base:
-    """Sort the decoders that are on a tier by remaining steps and sum them up from the back."""
+def _load(
+    problem: Problem, k: int, t: float, p: int, join_number: Ints, join_least: Floats, join_context: float
+) -> Load:
+    """Decoders alive in batch k, which starts at t; p points at the first base decoder still running."""
+    tiers, base = problem.tiers, problem.base
     num_tiers = tiers.tpot.shape[0]
-    rows = np.nonzero(tier >= 0)[0]
-    n = rows.shape[0]
-    steps = np.empty(n, np.int64)
     tokens = 0
-    total_context = 0.0
+    requests = 0
     draft = 0
-    for i in range(n):
-        r = rows[i]
-        steps[i] = max(1, int(np.ceil(remaining[r] / tiers.gain[tier[r]] - _EPS)))
-        tokens += tiers.verify[tier[r]]
-        draft = max(draft, tiers.verify[tier[r]] - 1)
-        total_context += context[r]
-    shortest = seconds(coef, tokens, total_context, n, draft)
-    order = np.argsort(steps)
-    count = np.zeros((2 * num_tiers, n + 1), np.int64)
-    least = np.full((2 * num_tiers, n + 1), np.inf)
-    from_context = np.zeros(n + 1)
-    for p in range(n - 1, -1, -1):
-        r = rows[order[p]]
-        slack = deadline[r] - start_s - margin_s
-        row = tier[r] if slack >= shortest - _EPS else num_tiers + tier[r]
-        for c in range(2 * num_tiers):
-            count[c, p] = count[c, p + 1]
-            least[c, p] = least[c, p + 1]
-        count[row, p] += 1
-        least[row, p] = min(least[row, p], slack)
-        from_context[p] = from_context[p + 1] + context[r]
-    return Base(steps[order], count, least, from_context)
+    context = base.context[p] + join_context
+    slack = np.inf
+    slack_tier = -1
+    late_slack = np.inf
+    for c in range(num_tiers):
+        late = base.number[num_tiers + c, p]
+        on_time = base.number[c, p] + join_number[c]
+        if on_time + late == 0:
+            continue
+        tokens += (on_time + late) * tiers.verify[c]
+        requests += on_time + late
+        draft = max(draft, tiers.verify[c] - 1)
+        context += (base.number[c, p] + late) * k * tiers.gain[c]
+        elapsed = t - problem.start_s - k * tiers.gain[c] * tiers.tpot[c] * (1.0 - problem.limits.early_spend)
+        s = min(base.least[c, p], join_least[c]) - elapsed
+        if on_time > 0 and s < slack:
+            slack = s
+            slack_tier = c
+        if late > 0:
+            late_slack = min(late_slack, base.least[num_tiers + c, p] - elapsed)
+    return Load(tokens, context, requests, draft, slack, slack_tier, late_slack)
 
 
 @compiled
-def simulate(
-    coef: Floats,
-    start_s: float,
-    cap_s: float,
-    rules: Rules,
-    tiers: TierColumns,
-    base: Base,
-    queue: Queue,
-    active: Ints,
-) -> Outcome:
-    """Run the batch former forward until every active prefill has its first token or something is late.
+def _serving_order(standing: Ints) -> Ints:
+    """Rows in the order they are served: in time, late, after; each class in deadline order."""
+    m = standing.shape[0]
+    order = np.empty(m, np.int64)
+    size = 0
+    for wanted in range(IN_TIME, AFTER + 1):
+        for j in range(m):
+            if standing[j] == wanted:
+                order[size] = j
+                size += 1
+    return order[:size]
 
-    `active` is 0 for prefills left out, 1 for those whose deadline counts, 2 for those known to be late.
-    """
+
+@compiled
+def simulate(problem: Problem, standing: Ints, cap_s: float) -> Outcome:
+    """Run the batch former forward until every prefill in the plan has its first token, or something is missed."""
+    coef, start_s, limits, tiers, base, queue = problem
     num_tiers = tiers.tpot.shape[0]
     m = queue.deadline.shape[0]
+    order = _serving_order(standing)
     left = queue.remaining.copy()
     done = queue.computed.copy()
     finish = np.full(m, np.inf)
     joined = np.full(m, -1, np.int64)
-    first_tokens = np.zeros(m, np.int64)
-    join_count = np.zeros(num_tiers, np.int64)
-    join_least = np.full(num_tiers, np.inf)
+    join_end = np.full(m, -1, np.int64)
     join_clock = np.full(m, np.inf)
-    join_end = np.zeros(m, np.int64)
+    first_tokens = np.zeros(m, np.int64)
+    join_number = np.zeros(num_tiers, np.int64)
+    join_least = np.full(num_tiers, np.inf)
     join_context = 0.0
-    first_duration = 0.0
+    next_end = _MAX_BATCHES
+    first_limit_s = 0.0
     first_limit = LIMIT_WORK
+    served = 0
     t = start_s
+    h = 0
     p = 0
-    n = base.steps.shape[0]
-    for k in range(_MAX_BATCHES):
-        head = -1
-        pending = False
-        for j in range(m):
-            if active[j] > 0 and left[j] > 0:
-                pending = True
-                if active[j] == 1:
-                    head = j
-                    break
-        if not pending:
-            return Outcome(FEASIBLE, -1, t, first_duration, first_limit, k, finish, joined, first_tokens)
-        while p < n and base.steps[p] <= k:
+    k = 0
+    code = FEASIBLE
+    row = -1
+    needed = 0.0
+    available = 0.0
+    while h < order.shape[0] and k < _MAX_BATCHES:
+        while p < base.steps.shape[0] and base.steps[p] <= k:
             p += 1
-        for j in range(m):
-            if joined[j] >= 0 and join_end[j] == k:
+        if k == next_end:
+            next_end = _MAX_BATCHES
+            join_least[:] = np.inf
+            for i in range(h):
+                j = order[i]
                 c = queue.tier[j]
-                join_count[c] -= 1
-                join_clock[j] = np.inf
-                join_least[c] = np.inf
-                for i in range(m):
-                    if queue.tier[i] == c:
-                        join_least[c] = min(join_least[c], join_clock[i])
-                join_context -= queue.remaining[j] + queue.computed[j] + (k - joined[j]) * tiers.gain[c]
-        tokens = 0
-        requests = 0
-        draft = 0
-        grown = 0.0
-        slack = np.inf
-        slack_row = -1
-        hurry = False
-        for c in range(num_tiers):
-            here = base.number[c, p] + join_count[c]
-            late = base.number[num_tiers + c, p]
-            if here + late > 0:
-                tokens += (here + late) * tiers.verify[c]
-                requests += here + late
-                draft = max(draft, tiers.verify[c] - 1)
-            advance = k * tiers.gain[c] * tiers.tpot[c]
-            if here > 0:
-                s = min(base.least[c, p] + start_s, join_least[c]) + advance - t
-                if s < slack:
-                    slack = s
-                    slack_row = c
-            if late > 0:
-                hurry = hurry or base.least[num_tiers + c, p] + start_s + advance - t < slack
-            grown += (base.number[c, p] + late) * k * tiers.gain[c]
-        context = base.context[p] + grown + join_context
+                if join_end[j] == k:
+                    join_end[j] = -1
+                    join_number[c] -= 1
+                    join_context -= queue.remaining[j] + queue.computed[j] + (k - joined[j]) * tiers.gain[c]
+                elif join_end[j] > k:
+                    next_end = min(next_end, join_end[j])
+                    join_least[c] = min(join_least[c], join_clock[j])
+        tokens, context, requests, draft, slack, slack_tier, late_slack = _load(
+            problem, k, t, p, join_number, join_least, join_context
+        )
         shortest = seconds(coef, tokens, context, requests, draft)
-        floor = seconds(coef, tokens + rules.min_prefill_tokens, context, requests + 1, draft)
-        d = cap_s
-        limit = LIMIT_CAP
-        if hurry or d < floor:
-            d = floor
-            limit = LIMIT_FLOOR
+        floor = seconds(coef, tokens + limits.min_prefill_tokens, context, requests + 1, draft)
+        d = max(min(cap_s, late_slack), floor)
+        limit = LIMIT_FLOOR if d == floor else (LIMIT_CAP if d == cap_s else LIMIT_SLACK)
         if slack < d:
             d = slack
             limit = LIMIT_SLACK
         if d < shortest:
-            if slack < shortest - _EPS:
-                return Outcome(MISS_TPOT, slack_row, t, first_duration, first_limit, k, finish, joined, first_tokens)
+            if d < shortest - EPS_S:
+                code, row, needed, available = MISS_TPOT, slack_tier, shortest, d
+                break
             d = shortest
-        if head >= 0 and t + d > queue.deadline[head] - rules.margin_s:
-            room = queue.deadline[head] - rules.margin_s - t
+        head = order[h]
+        if standing[head] == IN_TIME and t + d > queue.deadline[head] - limits.margin_s:
+            room = queue.deadline[head] - limits.margin_s - t
             alone = seconds(coef, tokens + left[head], context + done[head], requests + 1, draft)
-            if alone > min(room, d) + _EPS:
-                return Outcome(
-                    MISS_DEADLINE, head, t + alone, first_duration, first_limit, k, finish, joined, first_tokens
-                )
+            if alone > min(room, d) + EPS_S or tokens + left[head] > limits.max_batch_tokens:
+                last = tokens_within(coef, min(room, d), context + done[head], requests + 1, draft) - tokens
+                code, row = MISS_DEADLINE, head
+                needed, available = served + left[head], served + min(left[head] - 1, max(0, last))
+                break
             d = max(room, alone)
             limit = LIMIT_DEADLINE
-        used = tokens
-        shape_context = context
-        shape_requests = requests
-        full = False
-        for only in range(1, 3):
-            for j in range(m):
-                if full or active[j] != only or left[j] == 0:
-                    continue
-                most = tokens_within(coef, d + _EPS, shape_context + done[j], shape_requests + 1, draft)
-                take = min(left[j], min(most, rules.max_batch_tokens) - used)
-                if take <= 0:
-                    full = True
-                    break
-                shape_context += done[j]
-                shape_requests += 1
-                used += take
-                left[j] -= take
-                done[j] += take
-                if k == 0:
-                    first_tokens[j] = take
-                full = left[j] > 0
-        spent = d if full else seconds(coef, used, shape_context, shape_requests, draft)
         if k == 0:
-            first_duration = d
-            first_limit = limit
-        t += spent
+            first_limit_s, first_limit = d, limit
+        used = tokens
+        before = h
+        while h < order.shape[0]:
+            j = order[h]
+            most = tokens_within(coef, d + EPS_S, context + done[j], requests + 1, draft)
+            take = min(left[j], min(most, limits.max_batch_tokens) - used)
+            if take <= 0:
+                break
+            context += done[j]
+            requests += 1
+            used += take
+            served += take
+            left[j] -= take
+            done[j] += take
+            if k == 0:
+                first_tokens[j] = take
+            if left[j] > 0:
+                break
+            h += 1
+        t += seconds(coef, used, context, requests, draft)
+        k += 1
         for c in range(num_tiers):
-            join_context += join_count[c] * tiers.gain[c]
-        for j in range(m):
-            if active[j] > 0 and left[j] == 0 and joined[j] < 0:
-                c = queue.tier[j]
-                finish[j] = t
-                joined[j] = k + 1
-                join_end[j] = k + 1 + max(0, int(np.ceil((queue.output[j] - 1) / tiers.gain[c] - _EPS)))
-                if queue.output[j] > 1:
-                    held = max(0.0, queue.deadline[j] - t) if rules.hold_first_token else 0.0
-                    join_clock[j] = t + tiers.tpot[c] + held - rules.margin_s - (k + 1) * tiers.gain[c] * tiers.tpot[c]
-                    join_least[c] = min(join_least[c], join_clock[j])
-                    join_count[c] += 1
-                    join_context += queue.remaining[j] + queue.computed[j]
-                else:
-                    join_end[j] = -1
-    return Outcome(
-        MISS_DEADLINE, max(head, 0), np.inf, first_duration, first_limit, _MAX_BATCHES, finish, joined, first_tokens
-    )
+            join_context += join_number[c] * tiers.gain[c]
+        for i in range(before, h):
+            j = order[i]
+            c = queue.tier[j]
+            finish[j] = t
+            joined[j] = k
+            if queue.output[j] > 1 and standing[j] != AFTER:
+                advance = tiers.gain[c] * tiers.tpot[c] * (1.0 - limits.early_spend)
+                spend = limits.early_spend * tiers.tpot[c] * max(0, queue.output[j] - 2)
+                held = max(0.0, queue.deadline[j] - t) if limits.hold_first_token else 0.0
+                join_clock[j] = t - start_s + tiers.tpot[c] + held + spend - limits.margin_s - k * advance
+                join_least[c] = min(join_least[c], join_clock[j])
+                join_end[j] = k + int(np.ceil((queue.output[j] - 1) / tiers.gain[c] - 1e-9))
+                next_end = min(next_end, join_end[j])
+                join_number[c] += 1
+                join_context += queue.remaining[j] + queue.computed[j]
+    if code == FEASIBLE and h < order.shape[0]:
+        code, row = MISS_DEADLINE, order[h]
+    return Outcome(code, row, needed, available, t, k, first_limit_s, first_limit, finish, joined, first_tokens)
