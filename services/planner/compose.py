@@ -1,0 +1,45 @@
+"""The parts of a planner process, put together."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from services.common.clock import Clock
+from services.common.config import Catalogue
+from services.core.lengths import LengthForecaster
+from services.core.view import PlanSettings
+from services.planner.audit import Auditor, Outcome
+from services.planner.decide import Planning, PlanRun
+from services.planner.fleet import Fleet
+from services.planner.observe import Observer
+from services.planner.service import PlannerService
+from services.planner.settings import PlannerSettings
+
+__all__ = ["PlannerParts", "compose"]
+
+
+@dataclass(frozen=True, slots=True)
+class PlannerParts:
+    """The service, and what its telemetry looks at."""
+
+    service: PlannerService
+    fleet: Fleet
+    auditor: Auditor
+
+
+def compose(
+    settings: PlannerSettings,
+    catalogue: Catalogue,
+    clock: Clock,
+    *,
+    on_run: Callable[[PlanRun], None],
+    on_outcome: Callable[[Outcome], None],
+) -> PlannerParts:
+    """The service with everything behind it. `on_run` sees every plan, `on_outcome` every promise that ended."""
+    tiers = catalogue.tier_list()
+    lengths = LengthForecaster()
+    planning = Planning(tiers, settings.policy, PlanSettings(), on_run)
+    fleet = Fleet(clock, planning, reservation_s=settings.reservation_s, forget_s=settings.forget_s)
+    auditor = Auditor(lengths, on_outcome)
+    observer = Observer(fleet, auditor, tiers=tiers, clock=clock, lengths=lengths)
+    service = PlannerService(fleet, observer, catalogue=catalogue, clock=clock, lengths=lengths)
+    return PlannerParts(service, fleet, auditor)

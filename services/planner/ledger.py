@@ -1,0 +1,240 @@
+"""What the planner knows about one replica: its last reported state, plus promises not yet seen in it.
+
+Theory of operation
+-------------------
+A worker's states are numbered. A full one replaces what was known; a delta applies only on top of the one before it, so
+that a gap leaves the ledger as it was and asks for a snapshot. A promise starts as a *reservation* that holds its place
+for two seconds, is *committed* once the request is in its queue, and ends when the engine reports the request (from
+then on the state carries it), when it is released, or when its own first-token deadline is long past.
+"""
+
+import math
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum, auto
+
+from protos import types_pb2
+from services.common.clock import Clock
+from services.common.errors import Reason, SloServeError
+from services.core.columns import DecoderColumns, columns_of
+from services.core.perf_model import PerfModel
+from services.core.view import Decoder, Prefill, ReplicaView
+from services.planner.state import Capacity, EngineEntry, StateUpdate
+
+__all__ = ["Applied", "Ledger", "Reservation"]
+
+Key = tuple[str, int]
+
+_MAX_COAST_S = 0.5
+_UNSEEN_S = 5.0
+_VERDICTS = 4096
+
+
+class Applied(Enum):
+    """What became of a state."""
+
+    TAKEN = auto()
+    GAP = auto()  # out of order: the ledger is unchanged and wants a snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """A promise that the engine has not reported yet. `expires_s`: monotonic seconds.
+
+    `promotes`: the request is in the engine already, without a promise; a directive is on its way.
+    """
+
+    attempt: int
+    prefill: Prefill
+    verdict: types_pb2.Verdict
+    expires_s: float
+    committed: bool = False
+    promotes: bool = False
+
+
+class Ledger:
+    """State and promises of one replica. Times are read from `clock`; every method leaves it consistent."""
+
+    def __init__(self, replica_id: str, clock: Clock, *, reservation_s: float = 2.0) -> None:
+        self.replica_id = replica_id
+        self._clock = clock
+        self._reservation_s = reservation_s
+        self._entries: dict[str, EngineEntry] = {}
+        self._columns: DecoderColumns | None = None
+        self._capacity: Capacity | None = None
+        self._perf_model: PerfModel | None = None
+        self._seq: int | None = None  # of the current connection; None until its first full state
+        self._broken_at_s: float | None = None
+        self._reservations: dict[str, Reservation] = {}
+        self._verdicts: OrderedDict[str, tuple[int, types_pb2.Verdict]] = OrderedDict()
+
+    # --- state ---
+
+    def connect(self) -> None:
+        """A new stream: it starts with a full state. What was known stays until then."""
+        self._seq = None
+
+    def disconnect(self) -> None:
+        """The stream broke: nothing is promised until it is back."""
+        self._seq = None
+        self._broken_at_s = self._clock.now_s()
+
+    @property
+    def broken_for_s(self) -> float:
+        """Seconds since the stream broke; 0 while it stands."""
+        return 0.0 if self._broken_at_s is None else self._clock.now_s() - self._broken_at_s
+
+    def apply(self, update: StateUpdate) -> Applied:
+        """Take a state. A stale number raises `SloServeError` (STATE_INVALID); a gap changes nothing."""
+        if self._seq is not None and update.seq <= self._seq:
+            raise SloServeError(
+                Reason.STATE_INVALID,
+                f"state {update.seq} of replica {self.replica_id} is stale: {self._seq} was taken already",
+            )
+        if not update.full and (self._seq is None or update.seq != self._seq + 1):
+            return Applied.GAP
+        before = self._entries
+        kept = {} if update.full else {i: e for i, e in before.items() if i not in update.removed_ids}
+        self._entries = kept | update.entries
+        self._columns = None
+        self._seq = update.seq
+        self._capacity = update.capacity
+        self._broken_at_s = None
+        if update.perf_model is not None:
+            self._perf_model = update.perf_model
+        self._settle(update, before)
+        return Applied.TAKEN
+
+    def _settle(self, update: StateUpdate, before: dict[str, EngineEntry]) -> None:
+        """End the reservations of requests that the engine has reported, or has finished with."""
+        for request_id, held in list(self._reservations.items()):
+            entry = self._entries.get(request_id)
+            if entry is not None:
+                waits_for_tier = held.promotes and entry.planned.tier < 0
+                seen = entry.attempt >= held.attempt and not waits_for_tier
+            else:
+                older = before.get(request_id)
+                seen = request_id in update.removed_ids and (older is None or older.attempt >= held.attempt)
+            if seen:
+                del self._reservations[request_id]
+
+    @property
+    def ready(self) -> bool:
+        """True once a state is known and its stream stands."""
+        return self._capacity is not None and self._broken_at_s is None
+
+    @property
+    def running(self) -> int:
+        """Requests in the engine."""
+        return len(self._entries)
+
+    @property
+    def entries(self) -> dict[str, EngineEntry]:
+        """Requests in the engine, by id. Read only."""
+        return self._entries
+
+    # --- promises ---
+
+    def reserve(self, attempt: int, prefill: Prefill, verdict: types_pb2.Verdict, *, promotes: bool = False) -> int:
+        """Hold a place for a promise; returns until when, in Unix microseconds."""
+        expires_s = self._clock.now_s() + self._reservation_s
+        promised = replace(prefill, promised=True)
+        self._reservations[prefill.id] = Reservation(attempt, promised, verdict, expires_s, promotes=promotes)
+        return self._clock.to_unix_us(expires_s)
+
+    def reservation(self, key: Key) -> Reservation | None:
+        """The live promise of this attempt, if the engine has not taken it over yet."""
+        self._expire()
+        found = self._reservations.get(key[0])
+        return found if found is not None and found.attempt == key[1] else None
+
+    def holds(self, key: Key) -> bool:
+        """True where this attempt is promised: reserved, committed, or in the engine on a tier."""
+        entry = self._entries.get(key[0])
+        in_engine = entry is not None and entry.attempt == key[1] and entry.planned.promised
+        return in_engine or self.reservation(key) is not None
+
+    def attempt(self, request_id: str) -> int:
+        """The latest attempt known of a request; 0 for none."""
+        held, entry, said = self._reservations.get(request_id), self._entries.get(request_id), self.verdict(request_id)
+        return max(held.attempt if held else 0, entry.attempt if entry else 0, said[0] if said else 0)
+
+    def commit(self, key: Key) -> bool:
+        """Keep a reservation until the engine reports the request; False if it had run out."""
+        found = self.reservation(key)
+        if found is None:
+            return self.holds(key)
+        now_s = self._clock.now_s()
+        until_s = max(found.prefill.deadline_s, now_s) + _UNSEEN_S
+        self._reservations[key[0]] = replace(found, committed=True, expires_s=until_s)
+        return True
+
+    def release(self, key: Key) -> bool:
+        """Free a promise. True where the engine has the request already, so that the worker must be told."""
+        found = self._reservations.get(key[0])
+        if found is not None and found.attempt == key[1]:
+            del self._reservations[key[0]]
+        entry = self._entries.get(key[0])
+        return entry is not None and entry.attempt == key[1]
+
+    def remember(self, key: Key, verdict: types_pb2.Verdict) -> None:
+        """Keep the last verdicts, for repeated calls and for Explain."""
+        self._verdicts[key[0]] = (key[1], verdict)
+        self._verdicts.move_to_end(key[0])
+        while len(self._verdicts) > _VERDICTS:
+            self._verdicts.popitem(last=False)
+
+    def verdict(self, request_id: str) -> tuple[int, types_pb2.Verdict] | None:
+        """The last verdict on a request and its attempt; None if it was never asked or is long forgotten."""
+        return self._verdicts.get(request_id)
+
+    def _expire(self) -> None:
+        now_s = self._clock.now_s()
+        gone = [request_id for request_id, held in self._reservations.items() if held.expires_s <= now_s]
+        for request_id in gone:
+            del self._reservations[request_id]
+
+    # --- the core's view ---
+
+    def view(self, without_ids: frozenset[str] = frozenset()) -> ReplicaView:
+        """The replica as the core plans it, now, less what waits under one of `without_ids` (candidates themselves).
+
+        Raises `SloServeError` (REPLICA_UNKNOWN) before the first state.
+        """
+        if self._capacity is None or self._perf_model is None:
+            raise SloServeError(Reason.REPLICA_UNKNOWN, f"replica {self.replica_id} has not reported its state yet")
+        self._expire()
+        now_s = self._clock.now_s()
+        seen = self._capacity
+        start_s = max(now_s, seen.engine_free_s)
+        return ReplicaView(
+            now_s=now_s,
+            model=self._perf_model,
+            decoders=self._decoders(start_s - seen.observed_s),
+            prefills=tuple(p for p in self._prefills() if p.id not in without_ids),
+            free_blocks=seen.free_blocks,
+            total_blocks=seen.total_blocks,
+            block_size=seen.block_size,
+            max_num_seqs=seen.max_num_seqs,
+            engine_free_at_s=seen.engine_free_s if seen.engine_free_s > now_s else -math.inf,
+        )
+
+    def _decoders(self, ahead_s: float) -> Sequence[Decoder]:
+        """Decoders as they will be when the next batch starts.
+
+        Between the report and then they go on decoding: each is taken to keep the slack it had (it gains some where
+        batches are shorter than its TPOT). A replica that has gone quiet is not given more than half a second of that.
+        """
+        if self._columns is None:
+            found = [entry.planned for entry in self._entries.values() if isinstance(entry.planned, Decoder)]
+            self._columns = columns_of(found)
+        coast_s = min(max(0.0, ahead_s), _MAX_COAST_S)
+        return replace(self._columns, next_deadline_s=self._columns.next_deadline_s + coast_s)
+
+    def _prefills(self) -> Iterator[Prefill]:
+        for request_id, entry in self._entries.items():
+            if isinstance(entry.planned, Prefill) and request_id not in self._reservations:
+                yield entry.planned
+        for reservation in self._reservations.values():
+            yield reservation.prefill

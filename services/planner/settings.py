@@ -1,0 +1,27 @@
+"""What a planner process is told."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from services.common.config import ServiceSettings
+from services.core.admission import Policy
+
+__all__ = ["PlannerSettings"]
+
+
+class PlannerSettings(ServiceSettings):
+    """Environment variables `SLOS_*` of the planner.
+
+    reservation_s: how long an unconfirmed promise holds its place.
+    forget_s: how long the ledger of a replica whose stream broke is kept for its return.
+    """
+
+    redis_url: str = ""  # the planner keeps nothing in Redis: workers fill it again after a restart
+    port: Annotated[int, Field(ge=0, le=65535)] = 50053
+    policy: Policy = Policy.MH
+    reservation_s: Annotated[float, Field(gt=0, le=60)] = 2.0
+    forget_s: Annotated[float, Field(ge=0, le=600)] = 5.0
+    decision_log: Path | None = None
+    decision_log_mb: Annotated[int, Field(ge=1, le=65536)] = 64

@@ -1,0 +1,132 @@
+import grpc
+import pytest
+from planner_messages import a_candidate, a_request, a_state
+
+from protos import planner_pb2, types_pb2
+
+
+async def test_a_gap_changes_nothing_and_asks_for_one_snapshot(planner) -> None:
+    now_us = planner.clock.now_us()
+    async with planner.worker(a_state(now_us, requests=[a_request(now_us, "r1")])) as stream:
+        for seq in (3, 4):
+            lost = a_state(now_us, seq, full=False, requests=[a_request(now_us, f"r{seq}")])
+            await stream.send(lost)
+        assert (await stream.next()).HasField("send_snapshot")
+        ledger = planner.fleet.get("gpu-0").ledger
+        assert set(ledger.entries) == {"r1"}
+        await stream.send(a_state(now_us, 5, requests=[a_request(now_us, "r4")]))
+        await planner.until(lambda: set(ledger.entries) == {"r4"})
+        await stream.send(a_state(now_us, 7, full=False))
+        directive = await stream.next()
+    assert directive.HasField("send_snapshot")
+    assert directive.seq == 3
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"seq": 1}, "stale"),
+        ({"free_blocks": 1001}, "1001 of 1000 blocks"),
+        ({"max_num_seqs": 0}, "max_num_seqs"),
+        ({"perf_model": types_pb2.PerfModel(segments=[types_pb2.PerfSegment(k_tok=float("nan"))])}, "k_tok"),
+        ({"perf_model": types_pb2.PerfModel(segments=[types_pb2.PerfSegment(k_tok=-1e-5)])}, "k_tok"),
+        ({"observed_at_us": 1}, "more than a day"),
+        ({"requests": [planner_pb2.EngineRequest(request_id="r2", tier="snug")]}, "tier 'snug' is not configured"),
+        ({"requests": [planner_pb2.EngineRequest(request_id="r2", tier="tight", tpot_ms=50)]}, "deadline"),
+        ({"replica_id": "gpu-1"}, "gpu-1"),
+        ({"removed_ids": ["r2"], "requests": [planner_pb2.EngineRequest(request_id="r2", tier="best-effort")]}, "r2"),
+    ],
+)
+async def test_a_state_that_cannot_be_true_ends_the_stream_and_changes_nothing(planner, fields, named) -> None:
+    now_us = planner.clock.now_us()
+    async with planner.worker(a_state(now_us, requests=[a_request(now_us, "r1")])) as stream:
+        ledger = planner.fleet.get("gpu-0").ledger
+        before = dict(ledger.entries)
+        await stream.send(a_state(now_us, **{"seq": 2, "full": False, **fields}))
+        error = await stream.refused()
+    assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert named in error.details()
+    assert ledger.entries == before
+
+
+async def test_a_full_state_needs_a_performance_model(planner) -> None:
+    state = a_state(planner.clock.now_us())
+    state.ClearField("perf_model")
+    async with planner.worker() as stream:
+        await stream.send(state)
+        assert "performance model" in (await stream.refused()).details()
+
+
+async def test_nothing_is_promised_while_the_stream_is_broken_and_promises_survive_its_return(planner) -> None:
+    now_us = planner.clock.now_us()
+    async with planner.worker(a_state(now_us)):
+        await planner.admit(a_candidate(now_us, "r1"))
+    await planner.until(lambda: not planner.ready())
+    [broken] = await planner.admit(a_candidate(now_us, "r2"))
+    assert broken.verdict.constraint.kind == types_pb2.CONSTRAINT_KIND_NO_STATE
+    assert "broke" in broken.verdict.constraint.detail
+    async with planner.worker(a_state(now_us)):
+        assert planner.fleet.get("gpu-0").ledger.reservation(("r1", 1)) is not None
+    await planner.until(lambda: planner.fleet.find("gpu-0") is None)  # forgotten after forget_s
+
+
+async def test_a_newer_stream_takes_over_and_the_older_is_ended(planner) -> None:
+    now_us = planner.clock.now_us()
+    async with planner.worker(a_state(now_us)) as old, planner.worker(a_state(now_us, total_blocks=2000)):
+        await old.send(a_state(now_us, 2, full=False))
+        assert "newer stream" in (await old.refused()).details()
+        assert planner.ready()
+
+
+async def test_waiting_best_effort_is_promoted_once_it_fits(planner) -> None:
+    now_us = planner.clock.now_us()
+    waiting = a_request(
+        now_us,
+        "waits",
+        tier="best-effort",
+        promised=False,
+        started=False,
+        output_tokens=0,
+        computed_tokens=0,
+        ttft_deadline_us=now_us + 2_000_000,
+    )
+    busy = a_state(now_us, requests=[a_request(now_us, "runs"), waiting], max_num_seqs=1)
+    async with planner.worker(busy) as stream:
+        await planner.until(lambda: len(planner.runs) == 1)  # it was tried, and did not fit
+        ledger = planner.fleet.get("gpu-0").ledger
+        assert ledger.reservation(("waits", 1)) is None
+        seq = 2
+        while True:  # the worker goes on reporting; a promotion is considered now and then
+            state = a_state(now_us, seq, full=False, removed_ids=["runs"], max_num_seqs=1)
+            await stream.send(state)
+            seq += 1
+            if len(planner.runs) > 1:
+                break
+            await planner.until(lambda: planner.clock.now_us() % 7 == 0)
+        directive = await stream.next()
+    assert directive.promote.request_id == "waits"
+    assert (directive.promote.attempt, directive.promote.tier) == (1, "loose")
+    assert directive.promote.verdict.kind == types_pb2.VERDICT_KIND_ADMITTED
+
+
+async def test_releasing_what_the_engine_already_has_tells_the_worker(planner) -> None:
+    now_us = planner.clock.now_us()
+    async with planner.worker(a_state(now_us, requests=[a_request(now_us, "r1")])) as stream:
+        await planner.stub.Release(planner_pb2.ReleaseRequest(replica_id="gpu-0", request_id="r1", attempt=1))
+        directive = await stream.next()
+    assert (directive.release.request_id, directive.release.attempt) == ("r1", 1)
+
+
+async def test_ended_promises_are_counted_by_cause_and_teach_the_forecast(planner) -> None:
+    now_us = planner.clock.now_us()
+    ends = [
+        planner_pb2.FinishedLength(
+            request_id=f"r{n}", application="chatbot", prompt_tokens=200, output_tokens=7, promised=True, met=n > 0,
+            missed="" if n else "tpot",
+        )
+        for n in range(9)
+    ]  # fmt: skip
+    async with planner.worker(a_state(now_us, finished=ends)):
+        await planner.admit(a_candidate(now_us, "new"))
+    assert sorted((o.kept, o.cause) for o in planner.outcomes) == [(False, "tpot")] + 8 * [(True, "")]
+    assert planner.runs[0].candidates[0].output_tokens == 7

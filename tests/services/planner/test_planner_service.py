@@ -1,0 +1,140 @@
+import asyncio
+
+import grpc
+import grpc.aio
+import pytest
+from planner_messages import a_candidate, a_request, a_state
+
+from protos import planner_pb2, types_pb2
+
+ADMITTED, BEST_EFFORT = types_pb2.VERDICT_KIND_ADMITTED, types_pb2.VERDICT_KIND_BEST_EFFORT
+
+
+async def test_an_idle_replica_promises_with_a_prediction_and_a_reservation(planner) -> None:
+    now_us = planner.clock.now_us()
+    async with planner.worker(a_state(now_us)):
+        [answer] = await planner.admit(a_candidate(now_us, "r1"))
+    verdict = answer.verdict
+    assert (verdict.kind, verdict.replica_id, verdict.tier) == (ADMITTED, "gpu-0", "loose")
+    assert 30 < verdict.predicted_ttft_ms < 1000  # 200 tokens take 34 ms on this model
+    assert (verdict.ttft_slo_ms, verdict.tpot_slo_ms) == (1000, 100)
+    assert 0 < answer.reserved_until_us - verdict.decided_at_us <= 2_100_000
+
+
+async def test_a_repeated_call_gets_the_same_promise_and_reserves_once(planner) -> None:
+    now_us = planner.clock.now_us()
+    async with planner.worker(a_state(now_us)):
+        first = await planner.admit(a_candidate(now_us, "r1"))
+        again = await planner.admit(a_candidate(now_us, "r1"))
+    assert again == first
+    assert len(planner.runs) == 1
+
+
+async def test_a_reservation_takes_room_until_it_is_released(planner) -> None:
+    now_us = planner.clock.now_us()
+    release = planner_pb2.ReleaseRequest(replica_id="gpu-0", request_id="r1", attempt=1)
+    async with planner.worker(a_state(now_us, max_num_seqs=1)):
+        [first] = await planner.admit(a_candidate(now_us, "r1"))
+        [second] = await planner.admit(a_candidate(now_us, "r2"))
+        await planner.stub.Release(release)
+        [third] = await planner.admit(a_candidate(now_us, "r2"))
+    assert [answer.verdict.kind for answer in (first, second, third)] == [ADMITTED, BEST_EFFORT, ADMITTED]
+    assert second.verdict.constraint.kind == types_pb2.CONSTRAINT_KIND_MAX_SEQS
+    assert (second.verdict.constraint.needed, second.verdict.constraint.available) == (2, 1)
+    assert second.reserved_until_us == 0
+
+
+async def test_calls_that_arrive_together_are_decided_in_one_plan(planner) -> None:
+    now_us = planner.clock.now_us()
+    async with planner.worker(a_state(now_us)):
+        answers = await asyncio.gather(*(planner.admit(a_candidate(now_us, f"r{n}")) for n in range(16)))
+    assert all(answer.verdict.kind == ADMITTED for [answer] in answers)
+    assert sum(len(run.candidates) for run in planner.runs) == 16
+    assert len(planner.runs) < 16
+
+
+async def test_what_can_never_be_in_time_is_hopeless_with_numbers(planner) -> None:
+    now_us = planner.clock.now_us()
+    late = a_candidate(now_us, "r1", ttft_ms=50, prompt_tokens=4000)
+    async with planner.worker(a_state(now_us)):
+        [answer] = await planner.admit(late)
+        explained = await planner.stub.Explain(planner_pb2.PlanExplainRequest(replica_id="gpu-0", request_id="r1"))
+    assert answer.verdict.kind == BEST_EFFORT
+    constraint = answer.verdict.constraint
+    assert constraint.kind == types_pb2.CONSTRAINT_KIND_HOPELESS
+    assert constraint.needed > constraint.available > 0
+    assert "ms" in constraint.detail
+    assert explained.verdict == answer.verdict
+
+
+async def test_a_replica_never_heard_from_gets_no_promise(planner) -> None:
+    [answer] = await planner.admit(a_candidate(planner.clock.now_us(), "r1"), replica_id="gpu-7")
+    assert answer.verdict.kind == BEST_EFFORT
+    assert answer.verdict.constraint.kind == types_pb2.CONSTRAINT_KIND_NO_STATE
+    assert "gpu-7" in answer.verdict.constraint.detail
+    assert planner.runs == []
+
+
+async def test_a_promise_seen_in_the_state_ends_its_reservation_but_not_its_place(planner) -> None:
+    now_us = planner.clock.now_us()
+    async with planner.worker(a_state(now_us, max_num_seqs=1)) as stream:
+        await planner.admit(a_candidate(now_us, "r1"))
+        commit = planner_pb2.CommitRequest(replica_id="gpu-0", request_id="r1", attempt=1)
+        committed = await planner.stub.Commit(commit)
+        await stream.send(a_state(now_us, 2, full=False, requests=[a_request(now_us, "r1")], max_num_seqs=1))
+        ledger = planner.fleet.get("gpu-0").ledger
+        await planner.until(lambda: ledger.running == 1)
+        assert ledger.reservation(("r1", 1)) is None
+        [full] = await planner.admit(a_candidate(now_us, "r2"))
+        [again] = await planner.admit(a_candidate(now_us, "r1"))
+    assert committed.committed
+    assert full.verdict.kind == BEST_EFFORT
+    assert again.verdict.kind == ADMITTED
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"prompt_tokens": 0}, "candidates[0].prompt_tokens"),
+        ({"attempt": 0}, "candidates[0].attempt"),
+        ({"cached_tokens": 201}, "candidates[0].cached_tokens"),
+        ({"ttft_deadline_us": 1}, "candidates[0].ttft_deadline_us"),
+        ({"ttft_deadline_us": 1 << 62}, "candidates[0].ttft_deadline_us"),
+        ({"stages": []}, "candidates[0].stages"),
+        ({"stages": [types_pb2.Stage(tpot_ms=100, max_tokens=8, tier="snug")]}, "tier 'snug' is not configured"),
+        ({"stages": [types_pb2.Stage(tpot_ms=60, max_tokens=8, tier="loose")]}, "candidates[0].stages[0].tier"),
+        ({"stages": [types_pb2.Stage(tpot_ms=float("nan"), max_tokens=8, tier="loose")]}, "tpot_s"),
+    ],
+)
+async def test_a_malformed_candidate_is_refused_by_name_and_reserves_nothing(planner, fields, named) -> None:
+    now_us = planner.clock.now_us()
+    async with planner.worker(a_state(now_us)):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await planner.admit(a_candidate(now_us, "r1", **fields), a_candidate(now_us, "r2"))
+        assert planner.fleet.get("gpu-0").ledger.reservation(("r2", 1)) is None
+    assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert named in refused.value.details()
+    assert planner.runs == []
+
+
+async def test_an_older_attempt_is_refused(planner) -> None:
+    now_us = planner.clock.now_us()
+    async with planner.worker(a_state(now_us)):
+        await planner.admit(a_candidate(now_us, "r1", attempt=2))
+        with pytest.raises(grpc.aio.AioRpcError, match="attempt 1 of request r1 is stale") as refused:
+            await planner.admit(a_candidate(now_us, "r1", attempt=1))
+    assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize("call", ["Commit", "Release", "Explain", "Quote"])
+async def test_calls_about_an_unknown_replica_say_so(planner, call) -> None:
+    now_us = planner.clock.now_us()
+    requests = {
+        "Commit": planner_pb2.CommitRequest(replica_id="gpu-9", request_id="r1", attempt=1),
+        "Release": planner_pb2.ReleaseRequest(replica_id="gpu-9", request_id="r1", attempt=1),
+        "Explain": planner_pb2.PlanExplainRequest(replica_id="gpu-9", request_id="r1"),
+        "Quote": planner_pb2.PlanQuoteRequest(replica_id="gpu-9", candidate=a_candidate(now_us, "r1")),
+    }
+    with pytest.raises(grpc.aio.AioRpcError, match="gpu-9") as refused:
+        await getattr(planner.stub, call)(requests[call])
+    assert refused.value.code() == grpc.StatusCode.NOT_FOUND
