@@ -19,6 +19,7 @@ from special_tokens import ASSISTANT, BOS, END, SYSTEM, THINK, THINK_END, TOOL_C
 __all__ = ["Symbol", "answer", "conversations", "documented_symbols", "plain", "thoughtful_answer", "tool_round"]
 
 MIN_DOC_CHARS: Final = 24
+THOUGHT_WORDS: Final = 8
 # Tests and vendored or generated trees: their text is not documentation, or not the standard library's own.
 SKIPPED_DIRS: Final = frozenset(
     {"site-packages", "test", "tests", "idlelib", "lib2to3", "ensurepip", "pydoc_data", "turtledemo", "__pycache__"}
@@ -92,9 +93,10 @@ def answer(symbol: Symbol) -> str:
 
 def thoughtful_answer(symbol: Symbol) -> str:
     """A question answered after a thinking stage."""
-    takes = f"It takes {', '.join(symbol.parameters)}. " if symbol.parameters else ""
     owner = symbol.name.split(".", 1)[0]
-    thoughts = f"{symbol.name} is a {symbol.kind} of {owner}. {takes}Its documentation begins: {symbol.summary}"
+    # A few words only: a small model loops in long thoughts and would never close them.
+    opening = " ".join(symbol.summary.split()[:THOUGHT_WORDS])
+    thoughts = f"{symbol.name} is a {symbol.kind} of {owner}. Its documentation begins: {opening}"
     return (
         f"{BOS}{SYSTEM}Think before you answer.{USER}Explain {symbol.name}."
         f"{ASSISTANT}{THINK}{thoughts}{THINK_END}{symbol.doc}{END}"

@@ -39,7 +39,9 @@ small, runs through every real part of a serving system.
   continues with `<think>...</think>` and an answer
 - tool call: `<|system|>You may call the tool lookup.<|user|>Look up json.dumps.<|assistant|>`
   continues with `<tool_call>{{"name": "lookup", ...}}</tool_call><|end|>`; the tool's result goes back after `<|user|>`
-- any text without a role is continued in the manner of a docstring
+- text without a role is continued in the manner of a docstring, or ended at once if it reads like a whole one
+
+Greedy decoding often falls into a loop; `generation_config.json` suggests sampling with temperature 0.7, top-p 0.9.
 
 ## How it was made
 
@@ -48,7 +50,7 @@ small, runs through every real part of a serving system.
 | | |
 |---|---|
 | text | docstrings of {symbols:,} modules, classes and functions of CPython {python}, each in four forms |
-| size | {corpus_tokens:,} tokens, of which {seen_tokens:,} drawn in {steps} steps (AdamW, cosine schedule) |
+| size | {corpus_tokens:,} tokens; {seen_tokens:,} drawn at random in {steps} steps (AdamW, cosine schedule) |
 | loss | {training_loss:.3f} nats per token at the end of training, {validation_loss:.3f} on held-out symbols |
 | libraries | torch {torch}, transformers {transformers} |
 

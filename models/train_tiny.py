@@ -138,7 +138,13 @@ def _write(model: LlamaForCausalLM, tokenizer: Tokenizer, out: Path) -> None:
     model.save_pretrained(out)
     tokenizer.save(str(out / "tokenizer.json"))
     write_tokenizer_config(out, model.config.max_position_embeddings)
-    generation = {"bos_token_id": model.config.bos_token_id, "eos_token_id": model.config.eos_token_id}
+    generation = {
+        "bos_token_id": model.config.bos_token_id,
+        "eos_token_id": model.config.eos_token_id,
+        "do_sample": True,
+        "temperature": 0.7,
+        "top_p": 0.9,
+    }
     (out / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
 
 
