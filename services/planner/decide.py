@@ -22,6 +22,8 @@ from services.planner.verdicts import no_state_verdict, verdict_of
 
 __all__ = ["Decided", "Decider", "PlanRun", "Planning"]
 
+_MAX_TURNS = 16
+
 
 @dataclass(frozen=True, slots=True)
 class PlanRun:
@@ -80,7 +82,7 @@ class Decider:
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Decided] = loop.create_future()
         if not self._waiting:
-            loop.call_soon(self._decide_waiting)
+            loop.call_soon(self._when_quiet, loop, 0)
         self._waiting.append(_Waiting(candidates, answer))
         return await answer
 
@@ -107,6 +109,13 @@ class Decider:
                 raise SloServeError(Reason.STATE_INVALID, text)
             if waiting.setdefault(request_id, candidate.attempt) != candidate.attempt:
                 raise SloServeError(Reason.STATE_INVALID, f"two attempts of request {request_id} are asked at once")
+
+    def _when_quiet(self, loop: asyncio.AbstractEventLoop, seen: int, turns: int = 0) -> None:
+        """Decide after a turn of the event loop that brought no further call (or after a bounded number of turns)."""
+        if len(self._waiting) > seen and turns < _MAX_TURNS:
+            loop.call_soon(self._when_quiet, loop, len(self._waiting), turns + 1)
+        else:
+            self._decide_waiting()
 
     def _decide_waiting(self) -> None:
         batch, self._waiting = self._waiting, []

@@ -1,0 +1,139 @@
+import pytest
+from planner_messages import a_candidate, a_request, a_state
+
+from protos import types_pb2
+from services.common.clock import Clock
+from services.common.errors import Reason, SloServeError
+from services.core.lengths import LengthForecaster
+from services.core.slo import Tier
+from services.planner.candidates import parse_candidate
+from services.planner.ledger import Applied, Ledger
+from services.planner.state import parse_state
+
+TIERS = (Tier("tight", 0.05), Tier("loose", 0.1))
+
+
+class SteppedReplica:
+    """A ledger on a clock that moves only when told."""
+
+    def __init__(self) -> None:
+        self.seconds = 1000.0
+        self.clock = Clock(monotonic_s=lambda: self.seconds, wall_s=lambda: 1_700_000_000.0)
+        self.lengths = LengthForecaster()
+        self.ledger = Ledger("gpu-0", self.clock, reservation_s=2.0)
+
+    def say(self, seq: int = 1, **fields: object) -> Applied:
+        state = a_state(self.clock.now_us(), seq, **fields)
+        return self.ledger.apply(parse_state(state, tiers=TIERS, clock=self.clock, lengths=self.lengths))
+
+    def request(self, request_id: str, **fields: object):
+        return a_request(self.clock.now_us(), request_id, **fields)
+
+    def reserve(self, request_id: str, attempt: int = 1) -> None:
+        wire = a_candidate(self.clock.now_us(), request_id, attempt=attempt)
+        candidate = parse_candidate(wire, "candidate", tiers=TIERS, clock=self.clock, lengths=self.lengths)
+        self.ledger.reserve(attempt, candidate.prefill, types_pb2.Verdict())
+
+
+@pytest.fixture
+def replica() -> SteppedReplica:
+    stepped = SteppedReplica()
+    stepped.say()
+    return stepped
+
+
+def planned_ids(replica: SteppedReplica) -> list[str]:
+    return [prefill.id for prefill in replica.ledger.view().prefills]
+
+
+def test_a_reservation_is_planned_as_promised_for_two_seconds(replica) -> None:
+    replica.reserve("r1")
+    assert [(p.id, p.promised) for p in replica.ledger.view().prefills] == [("r1", True)]
+    replica.seconds += 1.99
+    assert planned_ids(replica) == ["r1"]
+    replica.seconds += 0.01
+    assert planned_ids(replica) == []
+    assert replica.ledger.commit(("r1", 1)) is False
+
+
+def test_a_committed_one_lasts_until_the_engine_reports_it(replica) -> None:
+    replica.reserve("r1")
+    assert replica.ledger.commit(("r1", 1))
+    replica.seconds += 3
+    assert planned_ids(replica) == ["r1"]
+    replica.say(2, full=False, requests=[replica.request("r1", output_tokens=0, computed_tokens=0, promised=True)])
+    assert planned_ids(replica) == ["r1"]
+    assert replica.ledger.reservation(("r1", 1)) is None
+    assert replica.ledger.holds(("r1", 1))
+    assert replica.ledger.commit(("r1", 1))
+
+
+def test_a_committed_one_that_never_shows_up_is_given_up_after_its_deadline(replica) -> None:
+    replica.reserve("r1")
+    replica.ledger.commit(("r1", 1))
+    replica.seconds += 6.1  # its first token was due after one second
+    assert planned_ids(replica) == []
+
+
+def test_a_request_that_came_and_went_between_two_states_ends_its_reservation(replica) -> None:
+    replica.reserve("r1")
+    replica.say(2, full=False, removed_ids=["r1"])
+    assert planned_ids(replica) == []
+
+
+def test_the_end_of_an_older_attempt_does_not_end_the_newer_ones_reservation(replica) -> None:
+    replica.say(2, full=False, requests=[replica.request("r1")])
+    replica.reserve("r1", attempt=2)
+    replica.say(3, full=False, removed_ids=["r1"])
+    assert planned_ids(replica) == ["r1"]
+    assert replica.ledger.attempt("r1") == 2
+
+
+def test_deltas_apply_only_on_top_of_the_one_before(replica) -> None:
+    assert replica.say(2, full=False, requests=[replica.request("r1")]) is Applied.TAKEN
+    assert replica.say(4, full=False, requests=[replica.request("r2")]) is Applied.GAP
+    assert set(replica.ledger.entries) == {"r1"}
+    with pytest.raises(SloServeError) as refused:
+        replica.say(2, full=False)
+    assert refused.value.reason is Reason.STATE_INVALID
+    assert replica.say(9, requests=[replica.request("r3")]) is Applied.TAKEN
+    assert set(replica.ledger.entries) == {"r3"}
+
+
+def test_a_new_stream_begins_with_a_full_state_and_may_count_anew(replica) -> None:
+    replica.ledger.disconnect()
+    assert not replica.ledger.ready
+    replica.ledger.connect()
+    assert replica.say(1, full=False) is Applied.GAP
+    assert not replica.ledger.ready
+    assert replica.say(1) is Applied.TAKEN
+    assert replica.ledger.ready
+
+
+def test_decoders_keep_their_slack_between_reports_but_not_for_ever(replica) -> None:
+    replica.say(2, full=False, requests=[replica.request("r1")])
+    slack_s = replica.ledger.view().decoders[0].next_deadline_s - replica.seconds
+    replica.seconds += 0.2
+    assert replica.ledger.view().decoders[0].next_deadline_s - replica.seconds == pytest.approx(slack_s)
+    replica.seconds += 10
+    assert replica.ledger.view().decoders[0].next_deadline_s < replica.seconds - 9
+
+
+def test_the_batch_in_flight_delays_the_plan(replica) -> None:
+    free_us = replica.clock.now_us() + 30_000
+    replica.say(2, full=False, requests=[replica.request("r1")], engine_free_at_us=free_us)
+    view = replica.ledger.view()
+    assert view.start_s == pytest.approx(replica.seconds + 0.03)
+    assert view.decoders[0].next_deadline_s == pytest.approx(replica.seconds + 0.13)
+
+
+def test_without_a_forecast_from_the_worker_the_planners_own_is_used(replica) -> None:
+    for _ in range(10):
+        replica.lengths.observe("chatbot", 101, 30)
+    replica.say(2, full=False, requests=[replica.request("r1", forecast_tokens=0, output_tokens=10)])
+    assert replica.ledger.view().decoders[0].remaining_tokens == 20
+
+
+def test_before_the_first_state_there_is_nothing_to_plan() -> None:
+    with pytest.raises(SloServeError, match="not reported"):
+        SteppedReplica().ledger.view()
