@@ -1,0 +1,111 @@
+"""What became of the demo's requests: one record each while it runs, one summary per application at the end."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+
+from bench.demo_workload import DemoRequest
+from protos import admission_pb2, types_pb2
+
+__all__ = ["ApplicationSummary", "Outcome", "Progress", "Quantiles", "summarise"]
+
+
+class Progress(StrEnum):
+    """How far a request has come, seen from its client."""
+
+    PLANNED = "planned"
+    SENT = "sent"
+    STREAMING = "streaming"
+    ANSWERED = "answered"
+    REJECTED = "rejected"
+    FAILED = "failed"
+
+
+@dataclass(slots=True)
+class Outcome:
+    """One request as its client saw it; filled in while it runs."""
+
+    request: DemoRequest
+    progress: Progress = Progress.PLANNED
+    verdict: types_pb2.Verdict | None = None
+    changed: bool = False  # the verdict changed later
+    num_tokens: int = 0
+    finished: admission_pb2.Finished | None = None
+    error: str = ""
+
+    @property
+    def admitted(self) -> bool:
+        """Promised, on arrival or later."""
+        return self.verdict is not None and self.verdict.kind == types_pb2.VERDICT_KIND_ADMITTED
+
+
+@dataclass(frozen=True, slots=True)
+class Quantiles:
+    """Median and 99th percentile, milliseconds. With a few dozen samples the latter is close to the largest."""
+
+    p50_ms: float
+    p99_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class ApplicationSummary:
+    """The table's row. `attained` counts requests whose every stage met its SLO; `offered` is its base."""
+
+    application: str
+    offered: int
+    admitted: int
+    best_effort: int
+    rejected: int
+    failed: int
+    ttft: Quantiles | None
+    ttft_slo: Quantiles | None
+    tpot: Quantiles | None
+    tpot_slo_ms: float
+    attained: int
+    promises: int
+    kept: int
+
+    @property
+    def attainment(self) -> float:
+        """Share of offered requests that met every SLO."""
+        return self.attained / self.offered if self.offered else 0.0
+
+
+def _quantiles(values: Sequence[float]) -> Quantiles | None:
+    if not values:
+        return None
+    p50, p99 = np.percentile(np.asarray(values), [50, 99])
+    return Quantiles(float(p50), float(p99))
+
+
+def _summarise_one(application: str, outcomes: Sequence[Outcome]) -> ApplicationSummary:
+    ended = [outcome.finished for outcome in outcomes if outcome.finished is not None]
+    stages = [stage for finished in ended for stage in finished.stages]
+    promised = [finished for finished in ended if finished.promised]
+    answered = [outcome for outcome in outcomes if outcome.progress is Progress.ANSWERED]
+    promises_lost = sum(outcome.admitted and outcome.finished is None for outcome in outcomes)
+    return ApplicationSummary(
+        application=application,
+        offered=len(outcomes),
+        admitted=sum(outcome.admitted for outcome in answered),
+        best_effort=sum(not outcome.admitted for outcome in answered),
+        rejected=sum(outcome.progress is Progress.REJECTED for outcome in outcomes),
+        failed=sum(outcome.progress is Progress.FAILED for outcome in outcomes),
+        ttft=_quantiles([stage.ttft_ms for stage in stages if stage.ttft_slo_ms > 0]),
+        ttft_slo=_quantiles([stage.ttft_slo_ms for stage in stages if stage.ttft_slo_ms > 0]),
+        tpot=_quantiles([stage.tpot_ms for stage in stages if stage.output_tokens > 1]),
+        tpot_slo_ms=max((stage.tpot_slo_ms for stage in stages), default=0.0),
+        attained=sum(finished.met for finished in ended),
+        promises=len(promised) + promises_lost,
+        kept=sum(finished.met for finished in promised),
+    )
+
+
+def summarise(outcomes: Iterable[Outcome]) -> tuple[ApplicationSummary, ...]:
+    """One summary per application, by name."""
+    groups: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        groups.setdefault(outcome.request.application, []).append(outcome)
+    return tuple(_summarise_one(name, groups[name]) for name in sorted(groups))
