@@ -1,0 +1,93 @@
+"""Every OpenTelemetry instrument of the project, one group per service.
+
+Names and buckets of `gen_ai.*` follow the OpenTelemetry GenAI conventions; our own names start with `slos_serve.`.
+Attributes are low in cardinality: application, tier, replica, verdict, reason; never a request id. A process builds its
+group once, after telemetry has started.
+"""
+
+from dataclasses import dataclass
+
+from opentelemetry import metrics
+from opentelemetry.metrics import Counter, Histogram, Meter, UpDownCounter
+from opentelemetry.metrics import _Gauge as Gauge
+
+__all__ = ["PROVIDER", "AdmissionInstruments", "admission_instruments", "gen_ai_attributes"]
+
+PROVIDER = "slos_serve"
+
+_TTFT_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+_TPOT_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
+_DURATION_S = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
+
+
+def _meter(meter: Meter | None) -> Meter:
+    return meter or metrics.get_meter("slos_serve")
+
+
+def gen_ai_attributes(model: str) -> dict[str, str]:
+    """The attributes that the GenAI conventions require on every `gen_ai.server.*` measurement."""
+    return {
+        "gen_ai.operation.name": "text_completion",
+        "gen_ai.provider.name": PROVIDER,
+        "gen_ai.request.model": model,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionInstruments:
+    """What the front door measures, as its clients saw it.
+
+    Attainment of an application is `stages met` over `offered`: `requests` with `slos_serve.met` true divided by
+    `offered`, which counts every valid request when it arrives, the rejected ones included.
+    """
+
+    time_to_first_token_s: Histogram
+    time_per_output_token_s: Histogram
+    request_duration_s: Histogram
+    offered: Counter
+    requests: Counter
+    stages: Counter
+    promises: Counter
+    errors: Counter
+    output_tokens: Counter
+    prompt_tokens: Counter
+    replacements: Counter
+    live: UpDownCounter
+    clock_skew_s: Gauge
+
+
+def admission_instruments(meter: Meter | None = None) -> AdmissionInstruments:
+    """The front door's instruments, on the global meter unless one is given."""
+    m = _meter(meter)
+    return AdmissionInstruments(
+        time_to_first_token_s=m.create_histogram(
+            "gen_ai.server.time_to_first_token",
+            unit="s",
+            description="Arrival to first token sent",
+            explicit_bucket_boundaries_advisory=_TTFT_S,
+        ),
+        time_per_output_token_s=m.create_histogram(
+            "gen_ai.server.time_per_output_token",
+            unit="s",
+            description="Mean time per output token of a stage, after its first token",
+            explicit_bucket_boundaries_advisory=_TPOT_S,
+        ),
+        request_duration_s=m.create_histogram(
+            "gen_ai.server.request.duration",
+            unit="s",
+            description="Arrival to the last message",
+            explicit_bucket_boundaries_advisory=_DURATION_S,
+        ),
+        offered=m.create_counter("slos_serve.offered", description="Valid requests that arrived"),
+        requests=m.create_counter("slos_serve.requests", description="Requests by verdict, outcome, and SLOs met"),
+        stages=m.create_counter("slos_serve.stages", description="Ended stages by kind and SLO met"),
+        promises=m.create_counter("slos_serve.promises", description="Promises kept and broken"),
+        errors=m.create_counter("slos_serve.errors", description="Calls refused or failed, by reason"),
+        output_tokens=m.create_counter("slos_serve.output_tokens", unit="{token}", description="Tokens sent"),
+        prompt_tokens=m.create_counter("slos_serve.prompt_tokens", unit="{token}", description="Prompt tokens"),
+        replacements=m.create_counter("slos_serve.replacements", description="Requests placed again, by outcome"),
+        live=m.create_up_down_counter("slos_serve.live_requests", description="Requests in this process"),
+        clock_skew_s=m.create_gauge(
+            "slos_serve.clock_skew", unit="s", description="Worker clock minus admission clock, at subscription"
+        ),
+    )
