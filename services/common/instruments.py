@@ -11,12 +11,20 @@ from opentelemetry import metrics
 from opentelemetry.metrics import Counter, Histogram, Meter, UpDownCounter
 from opentelemetry.metrics import _Gauge as Gauge
 
-__all__ = ["PROVIDER", "AdmissionInstruments", "admission_instruments", "gen_ai_attributes"]
+__all__ = [
+    "PROVIDER",
+    "AdmissionInstruments",
+    "PlannerInstruments",
+    "admission_instruments",
+    "gen_ai_attributes",
+    "planner_instruments",
+]
 
 PROVIDER = "slos_serve"
 
 _TTFT_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 _TPOT_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
+_PLAN_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1)
 _DURATION_S = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
 
 
@@ -90,4 +98,34 @@ def admission_instruments(meter: Meter | None = None) -> AdmissionInstruments:
         clock_skew_s=m.create_gauge(
             "slos_serve.clock_skew", unit="s", description="Worker clock minus admission clock, at subscription"
         ),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PlannerInstruments:
+    """What planning costs and decides, and how promises end, by replica and application."""
+
+    plan_duration_s: Histogram
+    plan_decisions: Counter
+    audited_promises: Counter
+    running: Gauge
+
+
+def planner_instruments(meter: Meter | None = None) -> PlannerInstruments:
+    """The planner's instruments, on the global meter unless one is given."""
+    m = _meter(meter)
+    return PlannerInstruments(
+        plan_duration_s=m.create_histogram(
+            "slos_serve.plan.duration",
+            unit="s",
+            description="One plan of the scheduling core",
+            explicit_bucket_boundaries_advisory=_PLAN_S,
+        ),
+        plan_decisions=m.create_counter(
+            "slos_serve.plan.decisions", description="Candidates decided, by verdict and binding constraint"
+        ),
+        audited_promises=m.create_counter(
+            "slos_serve.audit.promises", description="Promises that ended, kept or broken, by application and cause"
+        ),
+        running=m.create_gauge("slos_serve.plan.running", description="Requests in the replica's engine when planned"),
     )
