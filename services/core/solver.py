@@ -18,6 +18,12 @@ __all__ = ["DP", "GREEDY", "MH", "Solution", "solve"]
 
 GREEDY, MH, DP = 0, 1, 2
 
+SMALL = 12
+"""With at most so many candidates Moore-Hodgson also tries greedy, which now and then keeps more; it is cheap then."""
+
+FILL_HOPE = 2
+"""Weight that filling in is expected to regain at most; used to give up on a cap early."""
+
 Bools = NDArray[np.bool_]
 
 
@@ -58,21 +64,20 @@ def _solve_at(
     order: Ints,
     acceptance: Floats,
     max_verify: int,
+    total: int,
     enough: int,
 ) -> Selection:
+    """What the policy keeps under one cap; `enough` is the weight below which the answer does not matter."""
     fluid = fluid_of(problem, cap_s, acceptance, max_verify)
     if policy == GREEDY:
         return greedy(fluid, False, standing, hopeful, causes, late_by_s, order)
-    total = 0
-    for j in range(standing.shape[0]):
-        if hopeful[j]:
-            total += problem.queue.weight[j]
-    kept = moore_hodgson(fluid, False, standing, hopeful, causes, late_by_s, enough)
-    if kept.weight >= total or kept.weight < enough:
+    small = np.count_nonzero(hopeful) <= SMALL
+    kept = moore_hodgson(fluid, False, standing, hopeful, causes, late_by_s, 0 if small else enough - FILL_HOPE)
+    if kept.weight >= total or (kept.weight < enough - FILL_HOPE and not small):
         return kept
     cheapest = _cheapest_first(problem)
     kept = fill_in(fluid, False, kept, hopeful, late_by_s, cheapest)
-    if kept.weight < total:
+    if kept.weight < total and (small or policy == DP):
         kept = _heavier(kept, greedy(fluid, False, standing, hopeful, causes, late_by_s, order))
     if policy == DP and kept.weight < total:
         stated = moore_hodgson(fluid, True, standing, hopeful, causes, late_by_s, 0)
@@ -114,9 +119,20 @@ def solve(
         fine = settle(problem, standing, caps_s[i], late_by_s)
         if best_fine and not fine:
             continue
-        enough = best.weight + 1 if fine == best_fine else 0
+        enough = best.weight + 1 if fine == best_fine and policy != DP else 0
         kept = _solve_at(
-            problem, policy, caps_s[i], standing, hopeful, causes, late_by_s, order, acceptance, max_verify, enough
+            problem,
+            policy,
+            caps_s[i],
+            standing,
+            hopeful,
+            causes,
+            late_by_s,
+            order,
+            acceptance,
+            max_verify,
+            total,
+            enough,
         )
         if (fine and not best_fine) or kept.weight > best.weight:
             best, best_cap, best_fine = kept, caps_s[i], fine

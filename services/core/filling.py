@@ -1,0 +1,143 @@
+"""From the first batch of a simulated plan to ids: prefill chunks, and best effort in what is left."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from services.core import simulate as sim
+from services.core.batch_plan import BatchLimit, BatchPlan, Chunk
+from services.core.columns import DecoderColumns, Ints
+from services.core.compiled import seconds, tokens_within
+from services.core.problem import EPS_S, Problem
+from services.core.view import BEST_EFFORT_TIER, PlanSettings, Prefill, ReplicaView
+
+__all__ = ["Filling"]
+
+_LIMITS = {
+    sim.LIMIT_CAP: BatchLimit.CAP,
+    sim.LIMIT_SLACK: BatchLimit.SLACK,
+    sim.LIMIT_DEADLINE: BatchLimit.DEADLINE,
+    sim.LIMIT_FLOOR: BatchLimit.FLOOR,
+    sim.LIMIT_WORK: BatchLimit.WORK,
+}
+
+
+class Filling:
+    """Turns the first batch of a simulated plan into ids and fills what is left with best effort."""
+
+    def __init__(
+        self,
+        view: ReplicaView,
+        settings: PlanSettings,
+        columns: DecoderColumns,
+        problem: Problem,
+        skipped_ids: Sequence[str] = (),
+    ) -> None:
+        self.view, self.settings, self.columns = view, settings, columns
+        self.coef, self.tiers = problem.coef, problem.tiers
+        self.margin_s = problem.limits.margin_s
+        self.skipped_ids = skipped_ids
+        on_tier = np.nonzero(columns.tier >= 0)[0]
+        all_on_tier = len(on_tier) == len(columns)
+        self.decode_ids = columns.ids if all_on_tier else [columns.ids[row] for row in on_tier.tolist()]
+        self.best_effort_rows = () if all_on_tier else np.nonzero(columns.tier < 0)[0].tolist()
+        verify = self.tiers.verify[columns.tier[on_tier]]
+        self.tokens = int(verify.sum())
+        self.draft = int(verify.max(initial=1)) - 1
+        self.requests = len(on_tier)
+        self.context = int(columns.context_tokens[on_tier].sum())
+        self.due_s = float(columns.next_deadline_s[on_tier].min(initial=math.inf))
+        self.free_blocks = view.free_blocks - self._new_blocks(on_tier)
+        self.missing_blocks = max(0, -self.free_blocks)
+        self.seats = view.max_num_seqs - len(columns) - len(skipped_ids) - sum(p.started for p in view.prefills)
+
+    def fill(self, queue: Sequence[Prefill], outcome: sim.Outcome, cap_s: float) -> BatchPlan:
+        """Place prefill chunks, then best-effort decodes, then best-effort prefills."""
+        planned = outcome.first_tokens.tolist()
+        chunks = [self._chunk(prefill, tokens) for prefill, tokens in zip(queue, planned, strict=True) if tokens > 0]
+        prefill = tuple(chunk for chunk in chunks if chunk is not None)
+        limit_s, limit = outcome.first_limit_s, _LIMITS[outcome.first_limit]
+        waiting = [p for p in self.view.prefills if p.tier == BEST_EFFORT_TIER]
+        best_effort_s = min(limit_s, self.settings.best_effort_cap_s)
+        if not queue:
+            limit_s, limit = self._best_effort_limit(bool(waiting or self.best_effort_rows))
+            best_effort_s = limit_s
+        decode_ids, best_effort = self._best_effort(waiting, best_effort_s)
+        return BatchPlan(
+            limit_s,
+            self._seconds() if self.tokens else 0.0,
+            self.tokens,
+            self.decode_ids,
+            self.skipped_ids,
+            prefill,
+            decode_ids,
+            best_effort,
+            cap_s,
+            limit if self.tokens else BatchLimit.IDLE,
+            self.missing_blocks,
+        )
+
+    def _best_effort_limit(self, any_waiting: bool) -> tuple[float, BatchLimit]:
+        """How long a batch without prefill on tiers may last."""
+        shortest = self._seconds() if self.requests else 0.0
+        if not any_waiting:
+            return shortest, BatchLimit.WORK
+        slack_s = self.due_s - self.view.start_s - self.margin_s
+        cap_s = math.inf if self.settings.cap_lapsed else self.settings.best_effort_cap_s
+        if slack_s < cap_s:
+            return max(shortest, slack_s), BatchLimit.SLACK
+        return max(shortest, cap_s), BatchLimit.CAP
+
+    def _best_effort(self, waiting: Sequence[Prefill], limit_s: float) -> tuple[tuple[str, ...], tuple[Chunk, ...]]:
+        decode_ids: list[str] = []
+        for row in self.best_effort_rows:
+            context = int(self.columns.context_tokens[row])
+            blocks = int(context % self.view.block_size == 0)
+            if self._room(limit_s, context) < 1 or blocks > self.free_blocks:
+                break
+            self._take(1, context)
+            self.free_blocks -= blocks
+            decode_ids.append(self.columns.ids[row])
+        chunks: list[Chunk] = []
+        for prefill in waiting:
+            tokens = min(prefill.remaining_tokens, self._room(limit_s, prefill.computed_tokens))
+            chunk = self._chunk(prefill, tokens)
+            if chunk is None:
+                break
+            chunks.append(chunk)
+        return tuple(decode_ids), tuple(chunks)
+
+    def _chunk(self, prefill: Prefill, tokens: int) -> Chunk | None:
+        """Put up to `tokens` of a prefill into the batch, as far as KV blocks and seats allow."""
+        size = self.view.block_size
+        held = -(-prefill.computed_tokens // size)
+        room = (max(0, self.free_blocks) + held) * size - prefill.computed_tokens
+        if tokens > room and prefill.tier >= 0:
+            self.missing_blocks += -(-(tokens - room) // size)
+        tokens = min(tokens, room)
+        if tokens <= 0 or (not prefill.started and self.seats <= 0):
+            return None
+        self.free_blocks -= -(-(prefill.computed_tokens + tokens) // size) - held
+        self.seats -= not prefill.started
+        self._take(tokens, prefill.computed_tokens)
+        return Chunk(prefill.id, tokens)
+
+    def _new_blocks(self, rows: Ints) -> int:
+        """KV blocks the decoders of `rows` need for their next tokens."""
+        size = self.view.block_size
+        before = self.columns.context_tokens[rows]
+        after = before + self.tiers.verify[self.columns.tier[rows]]
+        return int((-(-after // size) + (-before // size)).sum())
+
+    def _room(self, limit_s: float, context: int) -> int:
+        most = tokens_within(self.coef, limit_s + EPS_S, self.context + context, self.requests + 1, self.draft)
+        return int(min(most, self.settings.max_batch_tokens)) - self.tokens
+
+    def _take(self, tokens: int, context: int) -> None:
+        self.tokens += tokens
+        self.requests += 1
+        self.context += context
+
+    def _seconds(self) -> float:
+        return float(seconds(self.coef, self.tokens, self.context, self.requests, self.draft))

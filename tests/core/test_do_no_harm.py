@@ -1,0 +1,89 @@
+"""What was admitted, executed batch by batch by the batch former with the exact model, meets every deadline."""
+
+from dataclasses import replace
+
+import pytest
+from core_engine import Engine
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from core_instances import TPOTS_S, Instance, instances
+
+from services.core.admission import Policy, decide
+from services.core.presets import preset
+from services.core.view import PlanSettings, Prefill, ReplicaView
+
+MANY = settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+def admit(engine: Engine, candidates: list[Prefill], policy: Policy) -> list[Prefill]:
+    """Decide, promise what is admitted, and return what is left waiting."""
+    decisions = decide(engine.view(), candidates, policy, engine.settings).by_id
+    for candidate in candidates:
+        if decisions[candidate.id].admitted:
+            engine.prefills[candidate.id] = replace(candidate, promised=True)
+    return [c for c in candidates if not decisions[c.id].admitted]
+
+
+def run_dry(engine: Engine) -> None:
+    for _ in range(3000):
+        if not engine.decoders and not engine.prefills:
+            return
+        engine.step()
+    raise AssertionError("the engine does not come to an end")
+
+
+@MANY
+@given(instances(late=False), st.sampled_from(Policy))
+def test_an_accepted_plan_meets_every_deadline(instance: Instance, policy: Policy) -> None:
+    base = decide(instance.view, (), policy, instance.settings)
+    assume(base.base_feasible)
+    empty = decide(instance.view, instance.candidates, policy, instance.settings)
+    assume(empty.admitted_ids)
+    engine = Engine(instance.view, instance.settings)
+    admit(engine, list(instance.candidates), policy)
+    run_dry(engine)
+    assert engine.late == []
+
+
+@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+@given(instances(late=False, most_candidates=10), st.sampled_from(Policy), st.randoms(use_true_random=False))
+def test_arrivals_at_every_batch_boundary_break_no_promise(instance: Instance, policy: Policy, random) -> None:
+    engine = Engine(
+        replace(instance.view, decoders=(), prefills=(), free_blocks=instance.view.total_blocks), instance.settings
+    )
+    later = [replace(c, computed_tokens=0, started=False) for c in instance.candidates]
+    waiting: list[Prefill] = []
+    while later:
+        while later and random.random() < 0.5:
+            arrival = later.pop()
+            waiting.append(
+                replace(arrival, deadline_s=arrival.deadline_s - 10.0 + engine.now_s, arrival_s=engine.now_s)
+            )
+        waiting = admit(engine, waiting, policy)
+        if engine.decoders or engine.prefills:
+            engine.step()
+        else:
+            engine.now_s += 0.01
+    run_dry(engine)
+    assert engine.late == []
+
+
+@pytest.mark.parametrize("hold", [False, True])
+def test_waves_of_thirty_candidates_keep_every_promise(hold: bool) -> None:
+    chosen = preset("opt-6.7b-a100")
+    view = ReplicaView(0.0, chosen.model, (), (), chosen.kv_blocks, chosen.kv_blocks)
+    engine = Engine(view, PlanSettings(hold_first_token=hold))
+    promised = 0
+    for wave in range(40):
+        candidates = [
+            Prefill(
+                f"w{wave}-{i}", i % 2, engine.now_s + 0.3 + 0.1 * (i % 7), TPOTS_S[i % 2], 100 + 37 * i, 0, 20 + 9 * i
+            )
+            for i in range(30)
+        ]
+        promised += 30 - len(admit(engine, candidates, Policy.MH))
+        for _ in range(5):
+            engine.step()
+    run_dry(engine)
+    assert promised > 150
+    assert engine.late == []
