@@ -9,6 +9,7 @@ import typer
 
 COMMANDS: Final = {
     "demo": "start everything, send recorded traffic, show promised against delivered",
+    "replay": "decide recorded plans again, under the same policy or another",
 }
 
 

@@ -2,6 +2,8 @@
 
 import asyncio
 import sys
+from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 
 from protos import planner_pb2, planner_pb2_grpc
@@ -13,6 +15,8 @@ from services.common.rpc import RpcServer
 from services.common.telemetry import start_telemetry
 from services.core.view import PlanSettings
 from services.planner.compose import compose
+from services.planner.decide import PlanRun
+from services.planner.decision_log import DecisionLog
 from services.planner.measure import measure_outcome, measure_run
 from services.planner.settings import PlannerSettings
 from services.planner.warm_up import warm_up
@@ -23,15 +27,22 @@ SERVICE = planner_pb2.DESCRIPTOR.services_by_name["Planner"].full_name
 async def serve(settings: PlannerSettings, stop: asyncio.Event) -> None:
     """Serve until told to stop."""
     catalogue = load_catalogue(settings.catalogue)
-    telemetry = start_telemetry("planner", f"planner-{settings.port}", settings.data_dir)
-    try:
+    with ExitStack() as cleanup:
+        telemetry = start_telemetry("planner", f"planner-{settings.port}", settings.data_dir)
+        cleanup.callback(telemetry.shutdown)
         await asyncio.to_thread(warm_up, settings.policy, PlanSettings())
         instruments = planner_instruments()
+        clock = Clock()
+        watchers: list[Callable[[PlanRun], None]] = [partial(measure_run, instruments)]
+        if settings.decision_log is not None:
+            log = DecisionLog(settings.decision_log, settings.decision_log_mb << 20, clock)
+            cleanup.callback(log.close)
+            watchers.append(log.record)
         parts = compose(
             settings,
             catalogue,
-            Clock(),
-            on_run=partial(measure_run, instruments),
+            clock,
+            on_run=watchers,
             on_outcome=partial(measure_outcome, instruments),
         )
         server = RpcServer(f"{settings.host}:{settings.port}")
@@ -40,8 +51,6 @@ async def serve(settings: PlannerSettings, stop: asyncio.Event) -> None:
         announce("planner", settings.host, server.port)
         await stop.wait()
         await server.stop(1.0)
-    finally:
-        telemetry.shutdown()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The parts of a planner process, put together."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from services.common.clock import Clock
@@ -31,13 +31,13 @@ def compose(
     catalogue: Catalogue,
     clock: Clock,
     *,
-    on_run: Callable[[PlanRun], None],
+    on_run: Sequence[Callable[[PlanRun], None]],
     on_outcome: Callable[[Outcome], None],
 ) -> PlannerParts:
-    """The service with everything behind it. `on_run` sees every plan, `on_outcome` every promise that ended."""
+    """The service with everything behind it. `on_run` see every plan, `on_outcome` sees every promise that ended."""
     tiers = catalogue.tier_list()
     lengths = LengthForecaster()
-    planning = Planning(tiers, settings.policy, PlanSettings(), on_run)
+    planning = Planning(tiers, settings.policy, PlanSettings(), tuple(on_run))
     fleet = Fleet(clock, planning, reservation_s=settings.reservation_s, forget_s=settings.forget_s)
     auditor = Auditor(lengths, on_outcome)
     observer = Observer(fleet, auditor, tiers=tiers, clock=clock, lengths=lengths)

@@ -40,12 +40,12 @@ class PlanRun:
 
 @dataclass(frozen=True, slots=True)
 class Planning:
-    """How every replica of this planner is planned. `on_run` sees each run of the core."""
+    """How every replica of this planner is planned. Each of `on_run` sees every run of the core."""
 
     tiers: tuple[Tier, ...]
     policy: Policy
     settings: PlanSettings
-    on_run: Callable[[PlanRun], None]
+    on_run: tuple[Callable[[PlanRun], None], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,9 +171,9 @@ class Decider:
         except CoreError as error:
             raise SloServeError(Reason.STATE_INVALID, f"replica {self._ledger.replica_id}: {error}") from error
         seconds = time.perf_counter() - started_s
-        self._planning.on_run(
-            PlanRun(self._ledger.replica_id, view, tuple(prefills), policy, settings, decisions, seconds)
-        )
+        run = PlanRun(self._ledger.replica_id, view, tuple(prefills), policy, settings, decisions, seconds)
+        for watch in self._planning.on_run:
+            watch(run)
         return decisions
 
     def verdict(self, candidate: Candidate, decision: Decision) -> types_pb2.Verdict:

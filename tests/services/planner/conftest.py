@@ -105,7 +105,7 @@ async def planner() -> AsyncIterator[RunningPlanner]:
     clock, runs, outcomes = Clock(), list[PlanRun](), list[Outcome]()
     server = RpcServer("127.0.0.1:0")
     channel = open_channel(f"127.0.0.1:{server.port}")
-    parts = compose(PlannerSettings(forget_s=0.5), CATALOGUE, clock, on_run=runs.append, on_outcome=outcomes.append)
+    parts = compose(PlannerSettings(forget_s=0.5), CATALOGUE, clock, on_run=[runs.append], on_outcome=outcomes.append)
     planner_pb2_grpc.add_PlannerServicer_to_server(parts.service, server.grpc)
     await server.start(["slosserve.v1.Planner"])
     stub: planner_pb2_grpc.PlannerAsyncStub = planner_pb2_grpc.PlannerStub(channel)

@@ -28,7 +28,7 @@ class DecidingReplica:
         self.ledger.apply(parse_state(state, tiers=TIERS, clock=self.clock, lengths=self.lengths))
         self.runs: list[PlanRun] = []
         self.during_run = lambda: None
-        self.decider = Decider(self.ledger, self.clock, Planning(TIERS, Policy.GREEDY, PlanSettings(), self._on_run))
+        self.decider = Decider(self.ledger, self.clock, Planning(TIERS, Policy.GREEDY, PlanSettings(), (self._on_run,)))
 
     def _on_run(self, run: PlanRun) -> None:
         self.runs.append(run)
