@@ -1,0 +1,116 @@
+"""All decoding requests in columns, so that a step costs the same few vector operations at 1 and at 256 of them."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.core.columns import DecoderColumns, Floats, Ints
+from services.worker.hook_request import TrackedRequest
+
+__all__ = ["DecoderTable"]
+
+_INT_COLUMNS = ("tier", "number", "tokens", "context", "outputs", "forecast", "max_tokens")
+_FLOAT_COLUMNS = ("anchor_s", "tpot_s")
+
+
+class DecoderTable:
+    """Decoding requests in the order they started. While a request is in here, its counts live here."""
+
+    def __init__(self, capacity: int) -> None:
+        self._ints = {name: np.zeros(capacity, np.int64) for name in _INT_COLUMNS}
+        self._floats = {name: np.zeros(capacity, np.float64) for name in _FLOAT_COLUMNS}
+        self.keys: list[str] = []
+        self.requests: list[TrackedRequest] = []
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def ints(self, name: str) -> Ints:
+        """An integer column, one entry per request."""
+        return self._ints[name][: len(self.keys)]
+
+    def floats(self, name: str) -> Floats:
+        """A float column, one entry per request."""
+        return self._floats[name][: len(self.keys)]
+
+    def add(self, request: TrackedRequest, tier: int, first_token_s: float) -> None:
+        """Take in a request whose first token is in flight and expected at `first_token_s`."""
+        row = len(self.keys)
+        if row == len(self._ints["tier"]):
+            self._grow()
+        self.keys.append(request.key)
+        self.requests.append(request)
+        request.decoding = True
+        self._ints["number"][row] = request.number
+        self._ints["context"][row] = request.computed_tokens
+        self._ints["outputs"][row] = request.outputs
+        self._ints["forecast"][row] = request.terms.forecast_tokens
+        self._ints["max_tokens"][row] = request.max_tokens
+        self._ints["tokens"][row] = request.tokens
+        self._floats["anchor_s"][row] = first_token_s
+        self._write(row, request, tier)
+
+    def refresh(self, request: TrackedRequest, tier: int) -> None:
+        """Write a request's tier and deadlines after they changed; its counts stay."""
+        self._write(self.keys.index(request.key), request, tier)
+
+    def restage(self, request: TrackedRequest, tier: int) -> None:
+        """As `refresh`, with the tokens of a new stage."""
+        row = self.keys.index(request.key)
+        self._ints["tokens"][row] = request.tokens
+        self._write(row, request, tier)
+
+    def sync(self, request: TrackedRequest) -> None:
+        """Copy the request's counts from its row."""
+        row = self.keys.index(request.key)
+        request.tokens = int(self._ints["tokens"][row])
+        request.computed_tokens = int(self._ints["context"][row])
+        request.outputs = int(self._ints["outputs"][row])
+
+    def remove(self, request: TrackedRequest) -> None:
+        """Let a request go, its counts copied back."""
+        self.sync(request)
+        row = self.keys.index(request.key)
+        size = len(self.keys)
+        for column in (*self._ints.values(), *self._floats.values()):
+            column[row : size - 1] = column[row + 1 : size]
+        del self.keys[row]
+        del self.requests[row]
+        request.decoding = False
+
+    def advance(self, scheduled: NDArray[np.bool_]) -> None:
+        """One more token is in flight for the scheduled rows."""
+        for name in ("tokens", "context", "outputs"):
+            self.ints(name)[scheduled] += 1
+
+    @property
+    def due_s(self) -> Floats:
+        """When each request's next token is due."""
+        due: Floats = self.floats("anchor_s") + self.ints("tokens") * self.floats("tpot_s")
+        return due
+
+    @property
+    def forecast_left(self) -> Ints:
+        """Tokens still expected of each request; see `TrackedRequest.forecast_left`."""
+        outputs = self.ints("outputs")
+        left = self.ints("forecast") - outputs
+        left = np.where(left > 0, left, outputs)
+        expected: Ints = np.maximum(1, np.minimum(left, self.ints("max_tokens") - outputs))
+        return expected
+
+    def columns(self) -> DecoderColumns:
+        """The table as the core's batch former reads it."""
+        tier = self.ints("tier")
+        return DecoderColumns(
+            self.keys, tier, self.due_s, self.floats("tpot_s"), self.ints("context"), self.forecast_left, tier >= 0
+        )
+
+    def _write(self, row: int, request: TrackedRequest, tier: int) -> None:
+        self._ints["tier"][row] = tier
+        if request.anchor_s is not None:
+            self._floats["anchor_s"][row] = request.anchor_s
+        self._floats["tpot_s"][row] = request.tpot_s
+
+    def _grow(self) -> None:
+        for table in (self._ints, self._floats):
+            for name, column in table.items():
+                table[name] = np.concatenate([column, np.zeros_like(column)])

@@ -1,0 +1,27 @@
+"""Environment variables that vLLM reads when it is imported, set from the settings before that."""
+
+import os
+from pathlib import Path
+
+from services.worker.engine_settings import EngineSettings
+
+__all__ = ["prepare_environment"]
+
+
+def prepare_environment(settings: EngineSettings) -> None:
+    """Set what vLLM reads from the environment; what the operator has set stays.
+
+    Call before vLLM is imported. A CPU engine's threads are not bound to cores: the services run on the same ones.
+    """
+    defaults = {
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": str(settings.threads),
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if Path(settings.model).is_dir():
+        defaults["HF_HUB_OFFLINE"] = "1"
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)

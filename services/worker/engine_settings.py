@@ -1,0 +1,52 @@
+"""What an engine is started with."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from services.core.view import PlanSettings
+
+__all__ = ["EngineSettings"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """Settings of one replica's engine. `None` leaves a choice to the engine, the model or the preset.
+
+    engine: `vllm` runs the model; `emulated` runs the same engine around an executor that takes the modelled time.
+    model: model directory or hub id; the emulated engine only reads its configuration and tokenizer.
+    preset: hardware and model that the emulated engine imitates.
+    kv_blocks, block_size: KV cache in blocks of `block_size` tokens.
+    max_batch_tokens: the engine's own limit on tokens per batch.
+    dtype: `auto`, `float32`, `bfloat16` or `float16`; where outputs must be reproducible, float32 and one thread.
+    cpu_threads: threads of a CPU engine.
+    kv_cache_gib: memory for the KV cache of a CPU engine.
+    async_scheduling: two batches in flight; None is vLLM's own choice (off on CPU), the emulated engine's is off.
+    data_dir: where fitted profiles are kept.
+    profile_s: about how long a replica without a cached profile measures itself.
+    lapse_s: this long after the last promise, batches are no longer shortened for promises to come.
+    """
+
+    engine: Literal["vllm", "emulated"]
+    model: str
+    data_dir: Path
+    preset: str = "qwen2.5-7b-a100"
+    kv_blocks: int | None = None
+    block_size: int | None = None
+    max_num_seqs: int | None = None
+    max_model_len: int | None = None
+    max_batch_tokens: int | None = None
+    dtype: str = "auto"
+    cpu_threads: int | None = None
+    kv_cache_gib: float | None = None
+    async_scheduling: bool | None = None
+    prefix_caching: bool = True
+    plan: PlanSettings = field(default_factory=PlanSettings)
+    profile_s: float = 8.0
+    lapse_s: float = 5.0
+
+    @property
+    def threads(self) -> int:
+        """Threads of a CPU engine: by default all cores but one, which the services and the engine's own loop need."""
+        return self.cpu_threads or max(1, len(os.sched_getaffinity(0)) - 1)

@@ -1,0 +1,310 @@
+"""The scheduler hook's state and decisions, without vLLM: what runs, what each step may contain, what is reported.
+
+Theory of operation. `scheduler.py` calls `arrived`, `preempted` and `removed` as the engine's membership changes.
+Before a step it asks `shortage` (best effort to preempt first) and `steer`, which forms the batch with the core and
+says it as limits: tokens per request, and which waiting requests to let in, in order. After the step was scheduled,
+`scheduled` books it as in flight; when its output is back, `completed` and `observed` turn predictions into facts.
+Everything is counted at schedule time, in flight included, so one batch in flight and two are the same code.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from services.core.batch import BatchPlan, form_batch
+from services.core.perf_model import BatchShape, PerfModel, Segment
+from services.core.slo import BEST_EFFORT
+from services.core.view import BEST_EFFORT_TIER, Decoder, PlanSettings, Prefill, ReplicaView
+from services.worker.decoder_table import DecoderTable
+from services.worker.hook_request import TierNames, TrackedRequest
+from services.worker.step_timer import StepTimer
+
+__all__ = ["Hook", "Pool", "Progress", "Shortage", "Steering"]
+
+_BEST_EFFORT_WINDOW = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """The engine's memory and seats. Sizes in KV blocks and requests."""
+
+    free_blocks: int
+    total_blocks: int
+    block_size: int
+    free_seats: int
+    max_num_seqs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Steering:
+    """Limits on one step. `limits` holds tokens by request key, for those that may not have all they want.
+
+    `admit` are the waiting requests to let in, in order; None leaves the engine's queue as it is. `budget` limits the
+    tokens of the whole step; None leaves the engine's own limit.
+    """
+
+    limits: dict[str, int] = field(default_factory=dict)
+    admit: tuple[str, ...] | None = None
+    budget: int | None = None
+    plan: BatchPlan | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Shortage:
+    """What promised work of the next batch lacks, to be taken from best effort."""
+
+    blocks: int
+    seats: int
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A prefill that a scheduled step moved: `computed_tokens` of `total_tokens` once the step is done."""
+
+    request: TrackedRequest
+    scheduled_tokens: int
+    computed_tokens: int
+    total_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    first_tokens: tuple[TrackedRequest, ...]
+
+
+class Hook:
+    """State of one engine as its scheduler sees it."""
+
+    def __init__(
+        self, settings: PlanSettings, model: PerfModel | None, lapse_s: float, max_num_seqs: int, now_s: float
+    ) -> None:
+        self.timer = StepTimer(model)
+        self.table = DecoderTable(max_num_seqs)
+        self.prefilling: dict[str, TrackedRequest] = {}
+        self.waiting_count = 0
+        self.changed: dict[str, TrackedRequest] = {}
+        self.gone: list[int] = []
+        self.preemptions = 0
+        self.profile_budget: int | None = None
+        self.reorder = False
+        self._settings = settings
+        self._default_caps_s = settings.caps_s
+        self._lapse_s = lapse_s
+        self._tiers = TierNames()
+        self._promised = 0
+        self._last_promise_s = now_s - 2 * lapse_s
+        self._steps: list[_Step] = []
+        self._staged: dict[str, TrackedRequest] = {}
+
+    # Membership
+
+    def tier_of(self, request: TrackedRequest) -> int:
+        """Index of the request's tier now; -1 without a promise."""
+        return self._tiers.index(request.tier_name)
+
+    def arrived(self, request: TrackedRequest, now_s: float) -> None:
+        """A request is in the engine's queue."""
+        self.changed[request.key] = request
+        if request.promised:
+            self._promised += 1
+            self._last_promise_s = now_s
+
+    def promote(self, request: TrackedRequest, tier: str, now_s: float) -> None:
+        """A best-effort request has a promise from now on."""
+        if request.promised or tier == BEST_EFFORT:
+            return
+        request.promote(tier)
+        self._promised += 1
+        self._last_promise_s = now_s
+        self._moved(request)
+
+    def preempted(self, request: TrackedRequest) -> None:
+        """The engine took the request's KV blocks; it waits again, its computed tokens lost."""
+        self._leave(request)
+        request.computed_tokens = 0
+        request.started = False
+        self.preemptions += 1
+        self.changed[request.key] = request
+
+    def removed(self, request: TrackedRequest) -> None:
+        """The request finished or was aborted."""
+        self._leave(request)
+        self.changed.pop(request.key, None)
+        self._staged.pop(request.key, None)
+        self.gone.append(request.number)
+        if request.promised:
+            self._promised -= 1
+
+    def _leave(self, request: TrackedRequest) -> None:
+        self.prefilling.pop(request.key, None)
+        if request.decoding:
+            self.table.remove(request)
+
+    def _moved(self, request: TrackedRequest) -> None:
+        """Tier or stage changed."""
+        self.changed[request.key] = request
+        self.reorder = True
+        if request.decoding:
+            self.table.refresh(request, self.tier_of(request))
+
+    # Planning
+
+    def warm_up(self, pool: Pool) -> None:
+        """Have the core's kernels compiled (or loaded) before the first step needs them."""
+        model = self.timer.model if self.timer.model is not None else PerfModel((Segment(1e-4, b=1e-2),))
+        decoders = [Decoder("a", 0, 1.0, 0.1, 8, 8), Decoder("b", BEST_EFFORT_TIER, 0.0, 0.1, 8, 8)]
+        prefills = [Prefill("c", 0, 1.0, 0.1, 32), Prefill("d", BEST_EFFORT_TIER, 1.0, 0.1, 32)]
+        form_batch(ReplicaView(0.0, model, decoders, prefills, pool.free_blocks, pool.total_blocks), self._settings)
+
+    def set_cap(self, seconds: float | None) -> None:
+        """Cap the duration of batches; None restores the configured caps."""
+        caps = self._default_caps_s if seconds is None else (seconds,)
+        self._settings = replace(self._settings, caps_s=caps)
+
+    def planning(self, now_s: float) -> bool:
+        """Whether steps are planned: there is a model, no profile is running, and promises are or were around."""
+        if self.timer.model is None or self.profile_budget is not None:
+            return False
+        return self._promised > 0 or now_s - self._last_promise_s < self._lapse_s
+
+    def considered(self, waiting: Sequence[TrackedRequest]) -> list[TrackedRequest]:
+        """The waiting requests worth planning with: all promised ones and the first of best effort."""
+        promised = [request for request in waiting if request.promised]
+        if len(promised) == len(waiting):
+            return promised
+        best_effort = (request for request in waiting if not request.promised)
+        return promised + [request for request, _ in zip(best_effort, range(_BEST_EFFORT_WINDOW), strict=False)]
+
+    def steer(self, now_s: float, waiting: Sequence[TrackedRequest], pool: Pool) -> Steering:
+        """Form the next batch and say it as limits."""
+        plan = form_batch(self._view(now_s, waiting, pool), self._settings_now(now_s))
+        if plan.token_budget == 0:
+            return Steering(plan=plan)  # nothing the plan could place: let the engine try by itself rather than idle
+        chunks = {chunk.id: chunk.tokens for chunk in (*plan.prefill, *plan.best_effort_prefill)}
+        limits = dict.fromkeys(plan.skipped_ids, 0)
+        for key in self.prefilling:
+            limits[key] = chunks.get(key, 0)
+        tiers = self.table.ints("tier")
+        best_effort_rows = np.flatnonzero(tiers < 0)
+        if len(best_effort_rows) > len(plan.best_effort_decode_ids):
+            chosen = set(plan.best_effort_decode_ids)
+            keys = self.table.keys
+            limits.update((keys[row], 0) for row in best_effort_rows.tolist() if keys[row] not in chosen)
+        admit = tuple(key for key in chunks if key not in self.prefilling)
+        limits.update((key, chunks[key]) for key in admit)
+        return Steering(limits, admit, plan.token_budget, plan)
+
+    def shortage(
+        self, now_s: float, waiting: Sequence[TrackedRequest], pool: Pool, held_blocks: int
+    ) -> Shortage | None:
+        """What the next batch's promised work lacks while best effort holds `held_blocks`; None if nothing."""
+        tiered = [r for r in (*self.prefilling.values(), *waiting) if r.promised]
+        decoders = int((self.table.ints("tier") >= 0).sum())
+        bound = decoders + sum(self._blocks_to_finish(request, pool) + 1 for request in tiered)
+        seats = sum(not request.started for request in tiered)
+        if (bound <= pool.free_blocks and seats <= pool.free_seats) or not (decoders or tiered):
+            return None
+        view = self._view(now_s, waiting, pool)
+        view = replace(
+            view,
+            decoders=[decoder for decoder in view.decoders if decoder.tier >= 0],
+            prefills=[prefill for prefill in view.prefills if prefill.tier >= 0],
+            free_blocks=min(pool.total_blocks, pool.free_blocks + held_blocks),
+        )
+        plan = form_batch(view, self._settings_now(now_s))
+        planned = {chunk.id for chunk in plan.prefill}
+        starting = [request for request in waiting if request.key in planned]
+        blocks = int((self.table.ints("context")[self.table.ints("tier") >= 0] % pool.block_size == 0).sum())
+        blocks += sum(self._blocks_to_finish(request, pool) for request in starting)
+        blocks += sum(self._blocks_to_finish(r, pool) for r in self.prefilling.values() if r.key in planned)
+        missing = Shortage(max(0, blocks - pool.free_blocks), max(0, len(starting) - pool.free_seats))
+        return missing if missing.blocks or missing.seats else None
+
+    def _view(self, now_s: float, waiting: Sequence[TrackedRequest], pool: Pool) -> ReplicaView:
+        model = self.timer.model
+        assert model is not None
+        prefills = [request.prefill(self.tier_of(request)) for request in (*self.prefilling.values(), *waiting)]
+        return ReplicaView(
+            now_s,
+            model,
+            self.table.columns(),
+            prefills,
+            pool.free_blocks,
+            pool.total_blocks,
+            pool.block_size,
+            pool.max_num_seqs,
+            self.timer.free_at_s,
+        )
+
+    def _settings_now(self, now_s: float) -> PlanSettings:
+        lapsed = now_s - self._last_promise_s >= self._lapse_s
+        if lapsed != self._settings.cap_lapsed:
+            self._settings = replace(self._settings, cap_lapsed=lapsed)
+        return self._settings
+
+    @staticmethod
+    def _blocks_to_finish(request: TrackedRequest, pool: Pool) -> int:
+        """Blocks a prefill still needs. One that waits has none yet: blocks found in the prefix cache may be free ones
+        and then count as taken."""
+        total = -(-request.total_tokens // pool.block_size)
+        return total + (-request.computed_tokens // pool.block_size) if request.started else total
+
+    # Steps
+
+    def scheduled(self, now_s: float, moved: Sequence[Progress], scheduled_keys: dict[str, int]) -> None:
+        """A step was scheduled: `moved` are its prefills, the rest of `scheduled_keys` decoding requests."""
+        table = self.table
+        mask = np.fromiter((key in scheduled_keys for key in table.keys), np.bool_, len(table))
+        context = int(table.ints("context")[mask].sum())
+        context += sum(p.computed_tokens - p.scheduled_tokens for p in moved)
+        tokens = sum(scheduled_keys.values())
+        shape = BatchShape(tokens, context, len(scheduled_keys)) if tokens else None
+        done_s = self.timer.started(now_s, shape)
+        table.advance(mask)
+        first = tuple(p.request for p in moved if self._prefill_moved(p, now_s, done_s))
+        self._steps.append(_Step(first))
+
+    def _prefill_moved(self, progress: Progress, now_s: float, done_s: float) -> bool:
+        """Book a prefill chunk; True if it was the last and a first token is in flight."""
+        request = progress.request
+        self.changed[request.key] = request
+        request.computed_tokens = progress.computed_tokens
+        request.total_tokens = progress.total_tokens
+        if not request.started:
+            request.started = True
+            request.scheduled_at_s = request.scheduled_at_s or now_s
+            self.prefilling[request.key] = request
+            self.reorder = True
+        if progress.computed_tokens < progress.total_tokens:
+            return False
+        del self.prefilling[request.key]
+        request.tokens += 1
+        request.outputs += 1
+        self.table.add(request, self.tier_of(request), done_s)
+        self.reorder = True
+        if request.multi_stage:
+            self._staged[request.key] = request
+        return True
+
+    def completed(self, now_s: float) -> None:
+        """The oldest step in flight is done; call before the engine looks at its output."""
+        self.timer.completed(now_s)
+
+    def observed(self, now_s: float) -> None:
+        """The engine has taken the output of the oldest step in flight; requests that ended are gone already."""
+        step = self._steps.pop(0)
+        for request in step.first_tokens:
+            if request.anchor_s is None and len(request.produced):
+                request.first_token(now_s)
+                self.changed[request.key] = request
+                if request.decoding:
+                    self.table.refresh(request, self.tier_of(request))
+        for request in [r for r in self._staged.values() if r.decoding and r.stage_ended()]:
+            self.table.sync(request)
+            request.enter_stage(now_s)
+            self.table.restage(request, self.tier_of(request))
+            self._moved(request)
+            if not request.multi_stage:
+                del self._staged[request.key]
+        self.timer.set_busy(bool(len(self.table) or self.prefilling or self.waiting_count))

@@ -1,0 +1,179 @@
+"""One request as the scheduler hook follows it: where it is, which stage it is in, when its next token is due."""
+
+from collections.abc import Sequence
+
+from services.core.slo import BEST_EFFORT
+from services.core.stages import StageTracker
+from services.core.view import BEST_EFFORT_TIER, Prefill
+from services.worker.request_terms import RequestTerms
+
+__all__ = ["TierNames", "TrackedRequest"]
+
+
+class TierNames:
+    """Indices of tier names in the order they were first seen; best effort is always -1."""
+
+    def __init__(self) -> None:
+        self._indices: dict[str, int] = {BEST_EFFORT: BEST_EFFORT_TIER}
+
+    def index(self, name: str) -> int:
+        """The index of a tier, new names included."""
+        return self._indices.setdefault(name, len(self._indices) - 1)
+
+
+class TrackedRequest:
+    """A request between arrival and end.
+
+    `key` is the engine's own id, `number` the hook's. `tokens` counts the tokens of the current stage that were
+    produced or are in flight; the next one is due at `anchor_s + tokens * tpot_s`. The anchor is the real time of the
+    first token of the first stage; for later stages, one TPOT after the last token of the stage before.
+    """
+
+    __slots__ = (
+        "_prefill",
+        "anchor_s",
+        "computed_tokens",
+        "decoding",
+        "key",
+        "max_tokens",
+        "number",
+        "outputs",
+        "produced",
+        "promised",
+        "prompt_tokens",
+        "scheduled_at_s",
+        "seen",
+        "started",
+        "terms",
+        "tier_names",
+        "tokens",
+        "total_tokens",
+        "tracker",
+    )
+
+    def __init__(
+        self,
+        key: str,
+        number: int,
+        terms: RequestTerms,
+        prompt_ids: Sequence[int],
+        produced: Sequence[int],
+        max_tokens: int,
+    ) -> None:
+        self.key = key
+        self.number = number
+        self.terms = terms
+        self.produced = produced  # the engine's own list of output ids, growing
+        self.max_tokens = max_tokens
+        self.promised = terms.promised
+        self.tier_names = [stage.tier for stage in terms.stages]
+        self.tracker = StageTracker([stage.slo() for stage in terms.stages])
+        self.prompt_tokens = len(prompt_ids)
+        self.total_tokens = self.prompt_tokens  # that must be in KV before the next token: prompt and outputs so far
+        self.computed_tokens = 0  # in KV, or expected there from the prefix cache
+        self.outputs = 0  # output tokens of this attempt, produced or in flight
+        self.seen = 0
+        self.tokens = 0
+        self.anchor_s: float | None = None
+        self.scheduled_at_s: float | None = None
+        self.started = False
+        self.decoding = False
+        self._prefill: Prefill | None = None
+        if terms.delivered_tokens and terms.first_token_s is not None:
+            self._replay(prompt_ids[-terms.delivered_tokens :], terms.first_token_s)
+
+    def _replay(self, delivered: Sequence[int], first_token_s: float) -> None:
+        """Take up an earlier attempt's progress, as if each of its later stages had run exactly at its TPOT."""
+        self.anchor_s = first_token_s
+        before = 0
+        for end in self.tracker.advance(delivered):
+            tokens = end.at_output_token - before
+            self._enter_stage(self.anchor_s + (tokens - 1) * self._tpot_of(end.stage_index), end.stage_index + 1)
+            before = end.at_output_token
+        self.tokens = self.tracker.stage_output_tokens
+
+    @property
+    def multi_stage(self) -> bool:
+        """Whether a stage boundary is still ahead."""
+        return self.tracker.stage_index < len(self.terms.stages) - 1
+
+    @property
+    def tpot_s(self) -> float:
+        """Time per output token of the current stage."""
+        return self._tpot_of(self.tracker.stage_index)
+
+    @property
+    def tier_name(self) -> str:
+        """Tier of the current stage; best effort for a request without a promise."""
+        return self.tier_names[self.tracker.stage_index] if self.promised else BEST_EFFORT
+
+    @property
+    def due_s(self) -> float:
+        """When the next token is due; the first-token deadline before there is one."""
+        if self.anchor_s is None:
+            return self.terms.ttft_deadline_s
+        return self.anchor_s + self.tokens * self.tpot_s
+
+    @property
+    def forecast_left(self) -> int:
+        """Output tokens still expected: once the forecast is outlived, as many as there were, within `max_tokens`."""
+        left = self.terms.forecast_tokens - self.outputs
+        return max(1, min(left if left > 0 else self.outputs, self.max_tokens - self.outputs))
+
+    def promote(self, tier: str) -> None:
+        """From now on the request has a promise; stages that had no tier of their own get `tier`."""
+        self.promised = True
+        self.tier_names = [tier if name == BEST_EFFORT else name for name in self.tier_names]
+        self._prefill = None
+
+    def first_token(self, at_s: float) -> None:
+        """The first token of the first stage is out."""
+        if self.anchor_s is None:
+            self.anchor_s = at_s
+
+    def stage_ended(self) -> bool:
+        """Read the new output ids; True if they ended a stage."""
+        count = len(self.produced)
+        if count == self.seen:
+            return False
+        ends = self.tracker.advance(self.produced[self.seen : count])
+        self.seen = count
+        return bool(ends)
+
+    def enter_stage(self, at_s: float) -> None:
+        """A stage ended at `at_s`; the tokens in flight belong to the one that follows. Counts must be current."""
+        self._enter_stage(at_s, self.tracker.stage_index)
+        self.tokens = self.tracker.stage_output_tokens + self.outputs - self.seen
+
+    def prefill(self, tier: int) -> Prefill:
+        """The request as the core's batch former sees it before its (next) first token; cached while unchanged."""
+        last = self._prefill
+        if (
+            last is not None
+            and last.computed_tokens == self.computed_tokens
+            and last.prompt_tokens == self.total_tokens
+            and last.started == self.started
+            and last.tier == tier
+        ):
+            return last
+        self._prefill = Prefill(
+            id=self.key,
+            tier=tier,
+            deadline_s=self.due_s,
+            tpot_s=self.tpot_s,
+            prompt_tokens=self.total_tokens,
+            computed_tokens=self.computed_tokens,
+            output_tokens=self.forecast_left,
+            promised=self.promised,
+            started=self.started,
+            application=self.terms.application,
+            arrival_s=self.terms.arrival_s,
+        )
+        return self._prefill
+
+    def _tpot_of(self, stage_index: int) -> float:
+        return self.terms.stages[stage_index].tpot_s
+
+    def _enter_stage(self, last_token_s: float, stage_index: int) -> None:
+        self.anchor_s = last_token_s + self._tpot_of(stage_index)
+        self.tokens = 0

@@ -1,0 +1,81 @@
+"""What travels with a request into the engine process: its deadlines, stages and identity.
+
+Carried in `SamplingParams.extra_args["slos"]` as plain numbers, strings and lists. Times are monotonic seconds of this
+host, which the worker process and the engine process share.
+"""
+
+from typing import Any
+
+import msgspec
+
+from services.core.slo import BEST_EFFORT, StageKind, StageSlo
+from services.worker.engine_api import Submission
+
+__all__ = ["EXTRA_ARG", "RequestTerms", "StageTerms", "from_extra_args", "terms_of", "to_extra_args"]
+
+EXTRA_ARG = "slos"
+
+
+class StageTerms(msgspec.Struct, frozen=True, array_like=True):
+    """One stage: the tier it belongs to, its time per token, and where it ends."""
+
+    kind: str
+    tier: str
+    tpot_s: float
+    max_tokens: int
+    end_token_id: int | None
+
+    def slo(self) -> StageSlo:
+        """The stage as the core's stage tracker reads it; deadlines are resolved already."""
+        return StageSlo(StageKind(self.kind), None, None, self.tpot_s, self.max_tokens, self.end_token_id)
+
+
+class RequestTerms(msgspec.Struct, frozen=True, array_like=True):
+    """One attempt of a request, as `Submission` but without the prompt and the sampling."""
+
+    request_id: str
+    attempt: int
+    application: str
+    promised: bool
+    ttft_deadline_s: float
+    arrival_s: float
+    forecast_tokens: int
+    digest: str
+    delivered_tokens: int
+    first_token_s: float | None
+    stages: tuple[StageTerms, ...]
+
+
+def terms_of(submission: Submission) -> RequestTerms:
+    """The terms of a submission."""
+    stages = tuple(
+        StageTerms(stage.kind.value, tier, stage.tpot_s, stage.max_tokens, stage.end_token_id)
+        for stage, tier in zip(submission.stages, submission.tiers, strict=True)
+    )
+    return RequestTerms(
+        submission.request_id,
+        submission.attempt,
+        submission.application,
+        submission.promised,
+        submission.ttft_deadline_s,
+        submission.arrival_s,
+        submission.forecast_tokens,
+        submission.prompt_digest,
+        submission.delivered_tokens,
+        submission.first_token_s,
+        stages,
+    )
+
+
+def to_extra_args(terms: RequestTerms) -> dict[str, Any]:
+    """The value for `SamplingParams.extra_args`."""
+    return {EXTRA_ARG: msgspec.to_builtins(terms)}
+
+
+def from_extra_args(extra_args: dict[str, Any] | None, request_id: str, max_tokens: int) -> RequestTerms:
+    """The terms in `extra_args`; a request that brings none is best effort with a single stage."""
+    raw = (extra_args or {}).get(EXTRA_ARG)
+    if raw is None:
+        stage = StageTerms(StageKind.ANSWER.value, BEST_EFFORT, 1.0, max_tokens, None)
+        return RequestTerms(request_id, 0, "", False, float("inf"), 0.0, max_tokens, "", 0, None, (stage,))
+    return msgspec.convert(raw, RequestTerms)

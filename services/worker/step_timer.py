@@ -1,0 +1,94 @@
+"""How long batches take: those in flight, those observed, and the performance model corrected by them."""
+
+from collections import deque
+from dataclasses import dataclass
+
+from services.core.fit import OnlineCorrection
+from services.core.perf_model import BatchShape, PerfModel
+
+__all__ = ["StepTimer"]
+
+_CORRECT_EVERY = 16
+_PUBLISH_CHANGE = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class _InFlight:
+    shape: BatchShape | None  # None: an empty batch
+    started_s: float
+    predicted_s: float
+
+
+class StepTimer:
+    """Follows batches from schedule to completion, in order, whatever the number in flight.
+
+    A batch lasts from the completion of the one before it, or from its own start on an engine that was idle: the time
+    the scheduler and the output path take between two batches is part of what a deadline sees, so it is part of the
+    model.
+    """
+
+    def __init__(self, model: PerfModel | None) -> None:
+        self._base = model
+        self.model = model
+        self._correction = OnlineCorrection()
+        self._in_flight: deque[_InFlight] = deque()
+        self._completed_s = float("-inf")
+        self._busy = False
+        self._published_scale = 1.0
+        self._observed: list[tuple[int, int, int, int, float]] = []
+        self._changed = False
+        self.free_at_s = float("-inf")
+
+    def set_model(self, model: PerfModel) -> None:
+        """Plan with `model` from now on, uncorrected."""
+        self._base = self.model = model
+        self._correction = OnlineCorrection()
+        self._published_scale = 1.0
+        self._changed = True
+
+    def started(self, now_s: float, shape: BatchShape | None) -> float:
+        """A batch was scheduled; when it is expected to complete."""
+        predicted_s = self.model.seconds(shape) if shape is not None and self.model is not None else 0.0
+        self._in_flight.append(_InFlight(shape, now_s, predicted_s))
+        self.free_at_s = max(now_s, self.free_at_s) + predicted_s
+        return self.free_at_s
+
+    def completed(self, now_s: float) -> None:
+        """The oldest batch in flight is done."""
+        batch = self._in_flight.popleft()
+        if batch.shape is not None:
+            seconds = now_s - (self._completed_s if self._busy else batch.started_s)
+            self._observe(batch, seconds)
+        self._completed_s = now_s
+        self.free_at_s = now_s + sum(later.predicted_s for later in self._in_flight)
+
+    def set_busy(self, busy: bool) -> None:
+        """Whether the engine goes straight on after the batch that just completed."""
+        self._busy = busy
+
+    def take_observed(self) -> tuple[tuple[int, int, int, int, float], ...]:
+        """Batches observed since the last call: tokens, context tokens, requests, draft steps, seconds."""
+        observed, self._observed = tuple(self._observed), []
+        return observed
+
+    def take_model(self) -> PerfModel | None:
+        """The model if it changed by more than a little since the last call."""
+        if not self._changed:
+            return None
+        self._changed = False
+        return self.model
+
+    def _observe(self, batch: _InFlight, seconds: float) -> None:
+        shape = batch.shape
+        if shape is None or seconds <= 0:
+            return
+        self._observed.append((shape.tokens, shape.context_tokens, shape.requests, shape.draft_steps, seconds))
+        if self._base is None:
+            return
+        self._correction.observe(self._base.seconds(shape), seconds)
+        if self._correction.steps % _CORRECT_EVERY:
+            return
+        self.model = self._correction.applied(self._base)
+        if abs(self._correction.scale / self._published_scale - 1.0) > _PUBLISH_CHANGE:
+            self._published_scale = self._correction.scale
+            self._changed = True

@@ -1,0 +1,298 @@
+"""The engine of a replica: vLLM's AsyncLLM with our scheduler in it, around the real model or the emulated executor."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from services.core.perf_model import PerfModel
+from services.core.presets import preset
+from services.worker.engine_api import EngineEnd, EngineInfo, EngineOutput, EngineReport, SamplingSpec, Submission
+from services.worker.engine_arguments import emulated_arguments, engine_info, special_ids_of, vllm_arguments
+from services.worker.engine_environment import prepare_environment
+from services.worker.engine_settings import EngineSettings
+from services.worker.hook_config import EmulationTerms, HookConfig, model_terms
+from services.worker.hook_mirror import HookMirror
+from services.worker.link import Directive, LinkPath, Promote, SetCap, SetModel, WorkerEnd
+from services.worker.profile import ReplicaProfile, load_or_measure
+from services.worker.request_terms import terms_of, to_extra_args
+from services.worker.version_guard import check_vllm
+
+if TYPE_CHECKING:
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+__all__ = ["EngineDiedError", "VllmEngine"]
+
+T = TypeVar("T")
+
+_ENDS = {
+    "stop": EngineEnd.STOP,
+    "length": EngineEnd.LENGTH,
+    "abort": EngineEnd.ABORTED,
+    "error": EngineEnd.ERROR,
+    "repetition": EngineEnd.STOP,
+}
+
+
+class EngineDiedError(RuntimeError):
+    """The engine process is gone or failed; every request it held ends with `EngineEnd.ERROR`."""
+
+
+class VllmEngine:
+    """Implements `Engine` for both `vllm` and `emulated`. One event loop; start once, stop once."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self._settings = settings
+        self._llm: AsyncLLM | None = None
+        self._info: EngineInfo | None = None
+        self._profile: ReplicaProfile | None = None
+        self._model: PerfModel | None = None
+        self._mirror = HookMirror()
+        self._reports: asyncio.Queue[EngineReport] = asyncio.Queue()
+        self._watchers: list[Callable[[EngineReport], None]] = []
+        self._first_report = asyncio.Event()
+        self._path: LinkPath | None = None
+        self._link: WorkerEnd | None = None
+        self._pump: asyncio.Task[None] | None = None
+        self._aborted: set[str] = set()
+        self._live: set[str] = set()
+        self._default_sampling: dict[str, Any] = {}
+        self._failed = asyncio.Event()
+        self._stopping = False
+
+    # What it is
+
+    @property
+    def info(self) -> EngineInfo:
+        """What the engine turned out to be; valid after `start`."""
+        return _started(self._info)
+
+    @property
+    def perf_model(self) -> PerfModel:
+        """The performance model in force; valid after `start`."""
+        return _started(self._model)
+
+    @property
+    def r2_heldout(self) -> float:
+        """R2 of the performance model on held-out batches; 1.0 where the engine is the model itself."""
+        return _started(self._profile).r2_heldout
+
+    @property
+    def hook_us(self) -> float:
+        """Mean time a step spent in the hook, microseconds, as of the last report."""
+        return self._mirror.hook_us
+
+    @property
+    def dead(self) -> bool:
+        """Whether the engine process is gone; nothing runs on it any more."""
+        return self._failed.is_set()
+
+    async def wait_dead(self) -> None:
+        """Return once the engine process is gone."""
+        await self._failed.wait()
+
+    # Start and stop
+
+    async def start(self) -> None:
+        """Load the model, install the scheduler hook, profile (or load the cached profile), and be ready.
+
+        Raises UnsupportedVllmError for another vLLM than the hook was written against, EngineDiedError if the engine
+        process fails while starting.
+        """
+        check_vllm()
+        prepare_environment(self._settings)
+        self._path = LinkPath()
+        self._link = WorkerEnd(self._path.address)
+        self._pump = asyncio.create_task(self._receive(self._link), name="hook-reports")
+        if self._settings.engine == "emulated":
+            await self._start_emulated(self._path.address)
+        else:
+            await self._start_vllm(self._path.address)
+
+    async def stop(self) -> None:
+        """Stop the engine process."""
+        self._stopping = True
+        llm, self._llm = self._llm, None
+        if llm is not None:
+            if llm.output_handler is not None:  # else it would log the engine's planned end as a failure
+                llm.output_handler.cancel()
+            await asyncio.to_thread(llm.shutdown)
+            del llm
+        if self._pump is not None:
+            self._pump.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._pump
+        if self._link is not None:
+            self._link.close()
+        if self._path is not None:
+            self._path.close()
+
+    async def _start_emulated(self, address: str) -> None:
+        chosen = preset(self._settings.preset)
+        model = model_terms(chosen.model)
+        vocabulary = await asyncio.to_thread(_vocabulary_size, self._settings.model)
+        hook = HookConfig(
+            address,
+            self._settings.plan,
+            model,
+            self._settings.lapse_s,
+            emulation=EmulationTerms(model, vocabulary, special_ids_of(self._settings.model)),
+        )
+        await self._launch(emulated_arguments(self._settings, hook, chosen), bool(self._settings.async_scheduling))
+        self._profile = ReplicaProfile(chosen.model, 1.0)
+        self._model = chosen.model
+
+    async def _start_vllm(self, address: str) -> None:
+        from vllm.platforms import current_platform
+
+        hook = HookConfig(address, self._settings.plan, lapse_s=self._settings.lapse_s)
+        await self._launch(vllm_arguments(self._settings, hook, current_platform.is_cpu()), False)
+        self._profile = await load_or_measure(self, self._settings)
+        self._model = self._profile.model
+        self.direct(SetModel(model_terms(self._model)))
+        self._reports = asyncio.Queue()
+
+    async def _launch(self, arguments: dict[str, Any], force_async: bool) -> None:
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        config = AsyncEngineArgs(**arguments).create_engine_config()
+        if force_async:  # vLLM turns it off on CPU hosts, but the emulated device is no CPU
+            config.scheduler_config.async_scheduling = True
+        try:
+            self._llm = AsyncLLM.from_vllm_config(config, disable_log_stats=True)
+        except Exception as error:
+            raise EngineDiedError(f"the engine did not start: {error}") from error
+        _started(self._llm.output_handler).add_done_callback(self._on_output_handler_done)
+        await self._first_report.wait()
+        self._default_sampling = dict(config.model_config.get_diff_sampling_param())
+        self._info = engine_info(config, self._mirror.total_blocks, self._mirror.block_size)
+
+    def _on_output_handler_done(self, _: "asyncio.Task[None]") -> None:
+        if not self._stopping:
+            self._failed.set()
+
+    # Requests
+
+    async def generate(self, submission: Submission) -> AsyncIterator[EngineOutput]:
+        """Run one request; one output per engine step that gave it tokens. Closing the iterator aborts it."""
+        from vllm.inputs.engine import tokens_input
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        llm, request_id = _started(self._llm), submission.request_id
+        params = self._sampling_params(submission)
+        collector = None
+        finished = False
+        self._live.add(request_id)
+        try:
+            collector = await llm.add_request(request_id, tokens_input(list(submission.token_ids)), params)
+            while not finished:
+                if request_id in self._aborted:
+                    self._aborted.discard(request_id)
+                    await llm.abort(request_id)
+                output = collector.get_nowait() or await collector.get()
+                completion = output.outputs[0]
+                finished = bool(output.finished)
+                end = _ENDS.get(completion.finish_reason or "error", EngineEnd.ERROR) if finished else None
+                yield EngineOutput(request_id, tuple(completion.token_ids), time.monotonic(), end)
+        except EngineDeadError as error:
+            finished = True
+            self._failed.set()
+            yield EngineOutput(request_id, (), time.monotonic(), EngineEnd.ERROR, f"the engine died: {error}")
+        finally:
+            self._live.discard(request_id)
+            self._aborted.discard(request_id)
+            if collector is not None:
+                if not finished:
+                    await llm.abort(collector.request_id, internal=True)
+                collector.close()
+
+    async def abort(self, request_id: str) -> None:
+        """Free the request's KV blocks within one engine step; its iterator ends with `EngineEnd.ABORTED`."""
+        if request_id not in self._live:
+            return
+        llm = _started(self._llm)
+        if llm.output_processor.external_req_ids.get(request_id):
+            await llm.abort(request_id)
+        else:  # on its way to the engine: its iterator sees the mark once it is there
+            self._aborted.add(request_id)
+
+    def _sampling_params(self, submission: Submission) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        spec = submission.sampling
+        stop_ids = set(spec.stop_token_ids) | (set() if spec.ignore_eos else set(self.info.eos_token_ids))
+        return SamplingParams(
+            **self._default_sampling | _chosen(spec),
+            max_tokens=spec.max_tokens,
+            min_tokens=spec.min_tokens,
+            seed=spec.seed,
+            ignore_eos=True,  # end-of-sequence ids are among the stop ids, whichever source vLLM would read them from
+            stop_token_ids=sorted(stop_ids),
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
+            extra_args=to_extra_args(terms_of(submission)),
+        )
+
+    # Reports and directives
+
+    def promote(self, request_id: str, tier: str) -> None:
+        """Make a best-effort request a promised one, from the next step on."""
+        self.direct(Promote(request_id, tier))
+
+    def set_duration_cap(self, seconds: float | None) -> None:
+        """Cap the duration of batches from the next step on; `None` lifts the cap."""
+        self.direct(SetCap(seconds))
+
+    def direct(self, directive: Directive) -> None:
+        """Send a directive to the hook."""
+        _started(self._link).send(directive)
+
+    def request_snapshot(self) -> None:
+        """Queue a full report of the engine as of the last one; the mirror holds every request the hook reported."""
+        snapshot = self._mirror.snapshot()
+        if snapshot is not None:
+            self._reports.put_nowait(snapshot)
+
+    async def reports(self) -> AsyncIterator[EngineReport]:
+        """Reports of the hook, in order. One consumer."""
+        while True:
+            yield await self._reports.get()
+
+    @contextlib.contextmanager
+    def watching(self, watcher: Callable[[EngineReport], None]) -> Any:
+        """Call `watcher` with every report while the context is open."""
+        self._watchers.append(watcher)
+        try:
+            yield
+        finally:
+            self._watchers.remove(watcher)
+
+    async def _receive(self, link: WorkerEnd) -> None:
+        while True:
+            report = self._mirror.apply(await link.receive())
+            if report.perf_model is not None:
+                self._model = report.perf_model
+            for watcher in self._watchers:
+                watcher(report)
+            self._reports.put_nowait(report)
+            self._first_report.set()
+
+
+def _started(value: T | None) -> T:
+    if value is None:
+        raise RuntimeError("the engine has not been started")
+    return value
+
+
+def _chosen(spec: SamplingSpec) -> dict[str, Any]:
+    names = ("temperature", "top_p", "top_k", "presence_penalty", "frequency_penalty", "repetition_penalty")
+    return {name: value for name in names if (value := getattr(spec, name)) is not None}
+
+
+def _vocabulary_size(model: str) -> int:
+    from vllm.transformers_utils.config import get_config
+
+    return int(get_config(model, trust_remote_code=False).get_text_config().vocab_size)
