@@ -187,6 +187,10 @@ class Engine(Protocol):
         """Reports of the hook, in order. One consumer."""
         ...
 
+    async def wait_dead(self) -> None:
+        """Return once the engine is gone without having been stopped; nothing runs on it any more."""
+        ...
+
     async def stop(self) -> None:
         """Stop the engine process."""
         ...

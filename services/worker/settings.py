@@ -1,12 +1,13 @@
 """What a worker process is told."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import NoDecode
 
 from services.common.config import ServiceSettings
 from services.core.presets import PRESETS
+from services.worker.engine_settings import EngineSettings
 
 __all__ = ["WorkerSettings"]
 
@@ -20,10 +21,13 @@ class WorkerSettings(ServiceSettings):
     advertise: address other services reach this worker at, written in its lease; host:port where empty.
     planners: addresses of all planners of the fleet; rendezvous hashing picks this replica's.
     engine: `vllm` runs the model; `emulated` runs the real engine around an executor that only takes the modelled time.
-    model: directory or hub id; empty is the bundled model.
+    model: directory or hub id.
     preset: name of the emulated hardware and model (`emulated` only).
-    kv_blocks, max_num_seqs, max_model_len, block_size: 0 leaves the choice to the engine (or the preset).
-    max_batch_tokens: the engine's own limit on tokens per batch.
+    kv_blocks, block_size, max_num_seqs, max_model_len, max_batch_tokens, cpu_threads: 0 leaves the choice to the
+        engine, the model or the preset.
+    kv_cache_gib: memory for the KV cache of a CPU engine; 0 leaves the choice to the engine.
+    async_scheduling: two batches in flight; `auto` is the engine's own choice.
+    profile_s: about how long a replica without a cached profile measures itself.
     lease_s: how long the replica stays known without a sign of life.
     retention_s: how long output nobody has collected is kept after its end, and how long a request runs on while no
         admission process subscribes to it.
@@ -34,14 +38,18 @@ class WorkerSettings(ServiceSettings):
     advertise: str = ""
     planners: Annotated[tuple[str, ...], NoDecode] = ("127.0.0.1:50053",)
     engine: Literal["vllm", "emulated"] = "vllm"
-    model: str = ""
+    model: Annotated[str, Field(min_length=1)] = "models/tiny"
     preset: str = "qwen2.5-7b-a100"
     kv_blocks: Annotated[int, Field(ge=0)] = 0
     block_size: Annotated[int, Field(ge=0, le=256)] = 0
     max_num_seqs: Annotated[int, Field(ge=0, le=8192)] = 0
     max_model_len: Annotated[int, Field(ge=0)] = 0
-    max_batch_tokens: Annotated[int, Field(ge=16, le=131072)] = 8192
+    max_batch_tokens: Annotated[int, Field(ge=0, le=131072)] = 0
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    cpu_threads: Annotated[int, Field(ge=0, le=1024)] = 0
+    kv_cache_gib: Annotated[float, Field(ge=0, le=4096)] = 0.0
+    async_scheduling: Literal["auto", "on", "off"] = "auto"
+    profile_s: Annotated[float, Field(ge=1, le=600)] = 8.0
     lease_s: Annotated[float, Field(ge=0.5, le=60)] = 3.0
     retention_s: Annotated[float, Field(ge=1, le=3600)] = 60.0
 
@@ -63,9 +71,29 @@ class WorkerSettings(ServiceSettings):
                 raise ValueError(f"{address!r} is not host:port")
         return value
 
-    @model_validator(mode="after")
-    def _known_preset(self) -> Self:
+    @field_validator("preset")
+    @classmethod
+    def _known_preset(cls, value: str, info: ValidationInfo) -> str:
         known = sorted(preset.name for preset in PRESETS)
-        if self.engine == "emulated" and self.preset not in known:
-            raise ValueError(f"preset {self.preset!r} is unknown; known: {', '.join(known)}")
-        return self
+        if info.data.get("engine") == "emulated" and value not in known:
+            raise ValueError(f"preset {value!r} is unknown; known: {', '.join(known)}")
+        return value
+
+    def engine_settings(self) -> EngineSettings:
+        """The part of them that the engine is started with."""
+        return EngineSettings(
+            engine=self.engine,
+            model=self.model,
+            data_dir=self.data_dir,
+            preset=self.preset,
+            kv_blocks=self.kv_blocks or None,
+            block_size=self.block_size or None,
+            max_num_seqs=self.max_num_seqs or None,
+            max_model_len=self.max_model_len or None,
+            max_batch_tokens=self.max_batch_tokens or None,
+            dtype=self.dtype,
+            cpu_threads=self.cpu_threads or None,
+            kv_cache_gib=self.kv_cache_gib or None,
+            async_scheduling=None if self.async_scheduling == "auto" else self.async_scheduling == "on",
+            profile_s=self.profile_s,
+        )

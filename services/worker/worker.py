@@ -1,0 +1,263 @@
+"""A worker from its first sign of life to its last: start, serve, drain, stop."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from redis.asyncio import Redis
+
+from protos import planner_pb2, router_pb2, types_pb2, worker_pb2, worker_pb2_grpc
+from services.common.clock import Clock
+from services.common.config import Catalogue
+from services.common.errors import Reason, SloServeError
+from services.common.keys import owner_name
+from services.common.rendezvous import planner_for
+from services.common.request_store import RequestStore
+from services.common.rpc import RpcServer
+from services.common.stream_reader import StreamReader
+from services.common.wire import perf_model_to_wire
+from services.core.lengths import LengthForecaster
+from services.worker.best_effort_room import BestEffortRoom
+from services.worker.claims import Claims
+from services.worker.directives import Directives
+from services.worker.engine_api import Engine, EngineEnd
+from services.worker.generation import GenerationParts
+from services.worker.generations import Generations
+from services.worker.housekeeping import Housekeeping
+from services.worker.intake import Intake
+from services.worker.lease import Lease
+from services.worker.outbox import Outbox, OutputEnd
+from services.worker.replica_card import capacity_of, identity_of
+from services.worker.reporter import Reporter
+from services.worker.service import WorkerService
+from services.worker.settings import WorkerSettings
+from services.worker.state_mirror import StateMirror
+
+__all__ = ["Worker"]
+
+_log = logging.getLogger(__name__)
+
+_QUEUE_END_S = 5.0
+_ABORT_S = 5.0
+_FLUSH_S = 2.0
+
+
+class Worker:
+    """One replica: its engine, its queues, its lease and its gRPC service."""
+
+    def __init__(
+        self, settings: WorkerSettings, catalogue: Catalogue, redis: Redis, engine: Engine, clock: Clock
+    ) -> None:
+        self._settings = settings
+        self._catalogue = catalogue
+        self._redis = redis
+        self._engine = engine
+        self._clock = clock
+        self._started_us = clock.now_us()
+        self._planner = planner_for(settings.replica_id, settings.planners)
+        self._server = RpcServer(f"{settings.host}:{settings.port}")
+        self._outbox = Outbox(settings.replica_id, clock, retention_s=settings.retention_s)
+        self._forecaster = LengthForecaster()
+        self._claims = Claims(RequestStore(redis, clock), owner_name(settings.replica_id, self._started_us))
+        self._lease = Lease(
+            redis,
+            identity_of(settings, port=self._server.port, planner=self._planner, started_us=self._started_us),
+            clock,
+            lease_s=settings.lease_s,
+            load=self._load,
+            on_lost=self._verify,
+        )
+        self._engine_lost = asyncio.Event()
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._draining: asyncio.Task[int] | None = None
+        self._drain_begun = asyncio.Event()
+        self._mirror: StateMirror | None = None
+        self._generations: Generations | None = None
+        self._intake: Intake | None = None
+        self._reader = StreamReader(redis, self._claims.owner, on_dead=self._on_dead)
+
+    @property
+    def port(self) -> int:
+        """Where its gRPC service listens."""
+        return self._server.port
+
+    async def start(self) -> None:
+        """Take the lease as STARTING, start the engine, then serve as READY."""
+        await self._lease.publish(router_pb2.REPLICA_STATUS_STARTING)
+        self._spawn("lease", self._lease.run())
+        await self._engine.start()
+        info, model = self._engine.info, self._engine.perf_model
+        self._mirror = StateMirror(self._settings.replica_id, info, model, self._clock)
+        room = BestEffortRoom(info, model)
+        generations = self._generations = Generations(self._parts(self._mirror), room.ended)
+        self._intake = Intake(
+            reader=self._reader,
+            claims=self._claims,
+            generations=generations,
+            outbox=self._outbox,
+            room=room,
+            forecaster=self._forecaster,
+            info=info,
+            clock=self._clock,
+            replica_id=self._settings.replica_id,
+            tiers=[tier.name for tier in self._catalogue.tier_list()],
+            may_claim=lambda: self._lease.held,
+        )
+        reporter = Reporter(self._planner, self._mirror, Directives(self._engine, generations).apply)
+        self._spawn("engine", self._watch_engine())
+        self._spawn("reports", self._follow(self._mirror, generations, self._intake))
+        self._spawn("reporter", reporter.run())
+        self._spawn("housekeeping", Housekeeping(self._outbox, generations, self._intake, self._reader).run())
+        await self._serve(generations, self._mirror)
+        self._lease.describe(capacity_of(self._engine))
+        await self._lease.publish(router_pb2.REPLICA_STATUS_READY)
+        self._spawn("intake", self._intake.run())
+
+    async def run(self, stop: asyncio.Event, on_ready: Callable[[int], None]) -> None:
+        """Start, tell `on_ready` the port, and serve until `stop` or a drain from outside; then drain.
+
+        Raises what went wrong: a lost engine, another worker with this name.
+        """
+        starting = asyncio.create_task(self.start(), name="start")
+        if not await self._until(starting, stop):
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+            return
+        on_ready(self.port)
+        await self._until(asyncio.create_task(self._drain_begun.wait(), name="drain begun"), stop)
+        await self.drain(None)
+
+    async def drain(self, grace_s: float | None) -> int:
+        """Finish what runs within `grace_s` (None: as configured); how many requests had to be left to others."""
+        if self._draining is None:
+            grace_s = self._settings.drain_grace_s if grace_s is None else grace_s
+            self._draining = asyncio.create_task(self._drain(grace_s), name="drain")
+            self._drain_begun.set()
+        return await asyncio.shield(self._draining)
+
+    async def stop(self) -> None:
+        """Leave the fleet and stop everything. What still runs is left to other replicas."""
+        if self._generations is not None:
+            await self._generations.abandon_all()
+            await self._outbox.flush(_FLUSH_S)
+        await self._cancel(*[name for name in self._tasks if name != "engine"])
+        with contextlib.suppress(SloServeError):  # without Redis the lease runs out by itself
+            await self._lease.remove()
+        self._outbox.close()
+        await self._server.stop(_FLUSH_S)
+        if self._generations is not None:
+            await self._generations.close()
+        await self._cancel(*self._tasks)
+        await self._engine.stop()
+
+    # Parts
+
+    def _parts(self, mirror: StateMirror) -> GenerationParts:
+        def on_finished(length: planner_pb2.FinishedLength, end: EngineEnd) -> None:
+            mirror.finished(length)
+            if end in (EngineEnd.STOP, EngineEnd.LENGTH):
+                self._forecaster.observe(length.application, length.prompt_tokens, length.output_tokens)
+
+        return GenerationParts(
+            engine=self._engine,
+            claims=self._claims,
+            outbox=self._outbox,
+            clock=self._clock,
+            replica_id=self._settings.replica_id,
+            engine_lost=self._engine_lost,
+            on_finished=on_finished,
+        )
+
+    async def _serve(self, generations: Generations, mirror: StateMirror) -> None:
+        service = WorkerService(
+            replica_id=self._settings.replica_id,
+            engine_name=self._settings.engine,
+            engine=self._engine,
+            outbox=self._outbox,
+            generations=generations,
+            mirror=mirror,
+            drain=self.drain,
+            is_draining=lambda: self._draining is not None,
+        )
+        worker_pb2_grpc.add_WorkerServicer_to_server(service, self._server.grpc)
+        await self._server.start([worker_pb2.DESCRIPTOR.services_by_name["Worker"].full_name])
+
+    def _load(self) -> Mapping[str, int]:
+        if self._mirror is None:
+            return {"running": 0, "waiting": 0, "free_blocks": 0}
+        latest = self._mirror.latest
+        if latest is None:
+            return {"running": 0, "waiting": 0, "free_blocks": self._engine.info.total_blocks}
+        return {"running": latest.running, "waiting": latest.waiting, "free_blocks": latest.free_blocks}
+
+    # Tasks
+
+    async def _follow(self, mirror: StateMirror, generations: Generations, intake: Intake) -> None:
+        self._engine.request_snapshot()
+        async for report in self._engine.reports():
+            mirror.apply(report)
+            generations.apply(report)
+            intake.apply(report)
+            if report.perf_model is not None:
+                self._lease.describe(router_pb2.Replica(perf_model=perf_model_to_wire(report.perf_model)))
+
+    async def _watch_engine(self) -> None:
+        await self._engine.wait_dead()
+        self._engine_lost.set()
+        raise SloServeError(Reason.ENGINE_FAILED, f"the engine of {self._settings.replica_id} is gone")
+
+    async def _verify(self) -> None:
+        if self._generations is not None:
+            await self._generations.verify()
+
+    async def _on_dead(self, request: types_pb2.QueuedRequest, reason: str) -> None:
+        self._outbox.open(request.request_id, request.attempt, request.admission_id, request.delivered_token_ids)
+        end = OutputEnd(types_pb2.FINISH_REASON_ERROR, f"given up: {reason}")
+        self._outbox.finish(request.request_id, request.attempt, end)
+
+    async def _drain(self, grace_s: float) -> int:
+        until_s = self._clock.now_s() + grace_s
+        generations, intake = self._generations, self._intake
+        if generations is None or intake is None:
+            return 0
+        await self._server.set_serving(False)
+        try:
+            await self._lease.publish(router_pb2.REPLICA_STATUS_DRAINING)
+            await intake.drain(min(grace_s, _QUEUE_END_S))
+        except SloServeError as error:
+            _log.warning("draining without Redis: %s", error)
+        await self._cancel("intake")
+        await generations.hand_back_unstarted()
+        await generations.wait_until_idle(max(0.0, until_s - self._clock.now_s()))
+        unfinished = len(generations)
+        await generations.abandon_all()
+        await generations.wait_until_idle(_ABORT_S)
+        return unfinished
+
+    def _spawn(self, name: str, work: Awaitable[None]) -> None:
+        self._tasks[name] = asyncio.ensure_future(work)
+        self._tasks[name].set_name(name)
+
+    async def _cancel(self, *names: str) -> None:
+        tasks = [self._tasks.pop(name) for name in names if name in self._tasks]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _until(self, event: "asyncio.Task[Any]", stop: asyncio.Event) -> bool:
+        """Wait for an event, or `stop` (False); a background task that ends first raises its error."""
+        stopped = asyncio.create_task(stop.wait(), name="stop")
+        try:
+            while not event.done() and not stopped.done():
+                await asyncio.wait({event, stopped, *self._tasks.values()}, return_when=asyncio.FIRST_COMPLETED)
+                for name, task in self._tasks.items():
+                    if task.done() and not task.cancelled():
+                        task.result()
+                        raise SloServeError(Reason.INTERNAL, f"task {name!r} of {self._settings.replica_id} has ended")
+            if event.done():
+                event.result()
+            return event.done()
+        finally:
+            stopped.cancel()
