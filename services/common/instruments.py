@@ -25,6 +25,7 @@ PROVIDER = "slos_serve"
 _TTFT_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 _TPOT_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
 _PLAN_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1)
+_PLACEMENT_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 _DURATION_S = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
 
 
@@ -128,4 +129,28 @@ def planner_instruments(meter: Meter | None = None) -> PlannerInstruments:
             "slos_serve.audit.promises", description="Promises that ended, kept or broken, by application and cause"
         ),
         running=m.create_gauge("slos_serve.plan.running", description="Requests in the replica's engine when planned"),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class RouterInstruments:
+    """What the router measures: placements by outcome and duration, and every replica asked."""
+
+    placements: Counter
+    placement_duration_s: Histogram
+    hops: Counter
+
+
+def router_instruments(meter: Meter | None = None) -> RouterInstruments:
+    """The router's instruments, on the global meter unless one is given."""
+    m = _meter(meter)
+    return RouterInstruments(
+        placements=m.create_counter("slos_serve.placements", description="Placements by verdict or error reason"),
+        placement_duration_s=m.create_histogram(
+            "slos_serve.placement.duration",
+            unit="s",
+            description="Call to the queue's acknowledgement",
+            explicit_bucket_boundaries_advisory=_PLACEMENT_S,
+        ),
+        hops=m.create_counter("slos_serve.hops", description="Replicas asked, by verdict"),
     )

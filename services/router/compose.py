@@ -1,0 +1,42 @@
+"""The parts of a router process, put together."""
+
+from dataclasses import dataclass
+
+from redis.asyncio import Redis
+
+from services.common.clock import Clock
+from services.common.config import Catalogue
+from services.common.instruments import router_instruments
+from services.common.request_store import RequestStore
+from services.router.fleet import Fleet
+from services.router.offers import Offers
+from services.router.place import Placer
+from services.router.planners import Planners
+from services.router.rescue import Rescuer
+from services.router.service import RouterService
+from services.router.settings import RouterSettings
+
+__all__ = ["RouterParts", "compose"]
+
+
+@dataclass(frozen=True, slots=True)
+class RouterParts:
+    """The service, and what has to be started and stopped with it."""
+
+    service: RouterService
+    fleet: Fleet
+    planners: Planners
+    placer: Placer
+
+
+def compose(settings: RouterSettings, catalogue: Catalogue, redis: Redis, clock: Clock) -> RouterParts:
+    """The service with everything behind it, not yet started."""
+    instruments = router_instruments()
+    store = RequestStore(redis, clock)
+    fleet = Fleet(redis, clock)
+    planners = Planners(settings.planners, settings.admit_timeout_ms / 1000)
+    offers = Offers(planners, clock, instruments)
+    placer = Placer(store=store, fleet=fleet, planners=planners, offers=offers, clock=clock, settings=settings)
+    rescuer = Rescuer(store=store, fleet=fleet, placer=placer, clock=clock, max_attempts=settings.max_attempts)
+    service = RouterService(placer=placer, rescuer=rescuer, fleet=fleet, catalogue=catalogue, instruments=instruments)
+    return RouterParts(service, fleet, planners, placer)

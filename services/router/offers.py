@@ -1,0 +1,89 @@
+"""One round of offers: replicas are asked one after the other until one promises."""
+
+import logging
+import time
+from collections.abc import Sequence
+
+from opentelemetry import trace
+
+from protos import planner_pb2, router_pb2, types_pb2
+from services.common.clock import Clock
+from services.common.errors import InvalidRequestError, SloServeError
+from services.common.instruments import RouterInstruments
+from services.router.planners import Planners
+from services.router.verdicts import no_planner, verdict_word
+
+__all__ = ["Offers", "admitted"]
+
+_log = logging.getLogger(__name__)
+
+
+def admitted(hops: Sequence[router_pb2.Hop]) -> bool:
+    """True where the last replica asked gave a promise."""
+    return bool(hops) and hops[-1].verdict.kind == types_pb2.VERDICT_KIND_ADMITTED
+
+
+class Offers:
+    """Asks planners, one span per hop."""
+
+    def __init__(self, planners: Planners, clock: Clock, instruments: RouterInstruments) -> None:
+        self._planners = planners
+        self._clock = clock
+        self._instruments = instruments
+        self._tracer = trace.get_tracer("slos_serve")
+
+    async def round(
+        self, candidate: planner_pb2.Candidate, stage: types_pb2.Stage, order: Sequence[str]
+    ) -> list[router_pb2.Hop]:
+        """What each replica's planner said, in order, up to the first promise.
+
+        A planner that does not answer is asked once per round, not once for each of its replicas. Raises
+        InvalidRequestError where a planner finds the candidate malformed.
+        """
+        hops: list[router_pb2.Hop] = []
+        silent: dict[str, str] = {}
+        for replica_id in order:
+            hop = await self._hop(replica_id, candidate, stage, silent)
+            hops.append(hop)
+            if admitted(hops):
+                break
+        return hops
+
+    async def _hop(
+        self, replica_id: str, candidate: planner_pb2.Candidate, stage: types_pb2.Stage, silent: dict[str, str]
+    ) -> router_pb2.Hop:
+        address = self._planners.address_of(replica_id)
+        started_s = time.perf_counter()
+        with self._tracer.start_as_current_span(f"hop {replica_id}") as span:
+            if address in silent:
+                verdict = no_planner(stage, silent[address], self._clock.now_us())
+            else:
+                verdict = await self._ask(replica_id, address, candidate, stage, silent)
+            span.set_attributes(
+                {
+                    "slos_serve.replica": replica_id,
+                    "slos_serve.verdict": verdict_word(verdict),
+                    "slos_serve.predicted_ttft_ms": verdict.predicted_ttft_ms,
+                    "slos_serve.constraint": verdict.constraint.detail,
+                }
+            )
+        plan_ms = (time.perf_counter() - started_s) * 1000
+        self._instruments.hops.add(1, {"slos_serve.verdict": verdict_word(verdict), "slos_serve.replica": replica_id})
+        return router_pb2.Hop(replica_id=replica_id, verdict=verdict, plan_ms=plan_ms)
+
+    async def _ask(
+        self,
+        replica_id: str,
+        address: str,
+        candidate: planner_pb2.Candidate,
+        stage: types_pb2.Stage,
+        silent: dict[str, str],
+    ) -> types_pb2.Verdict:
+        try:
+            return await self._planners.admit(replica_id, candidate)
+        except InvalidRequestError:
+            raise
+        except SloServeError as error:
+            _log.warning("planner %s gave no verdict on %s: %s", address, replica_id, error)
+            silent[address] = f"planner of {replica_id} gave no verdict: {error.text}"
+            return no_planner(stage, silent[address], self._clock.now_us())

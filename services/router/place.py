@@ -1,0 +1,206 @@
+"""Where a request runs: offers to the replicas, then the append to the queue of the one that promised.
+
+Nothing is answered before Redis has acknowledged the append. A reservation that is not used is freed. The first
+placement follows the client's policy; a placement after a failure ends in best effort rather than in an error.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+from protos import router_pb2, types_pb2
+from services.common import keys
+from services.common.clock import Clock
+from services.common.errors import Reason, SloServeError
+from services.common.request_store import RequestStore
+from services.core.slo import BEST_EFFORT
+from services.router.candidate import candidate_of, current_stage
+from services.router.fleet import Fleet
+from services.router.joined import joined
+from services.router.offers import Offers, admitted
+from services.router.planners import Planners
+from services.router.settings import RouterSettings
+from services.router.verdicts import (
+    DEFAULT_RETRY_MS,
+    best_effort,
+    earliest_retry_ms,
+    hopeless,
+    nearest,
+    rejected,
+    verdict_word,
+)
+
+__all__ = ["Placer"]
+
+_LONGEST_PAUSES = 4  # a waiting request is offered again after that many intervals even if nothing seems to change
+
+Hops = Sequence[router_pb2.Hop]
+
+
+class Placer:
+    """Places requests. `stop_waiting` ends the calls that wait for room, so that another router takes them."""
+
+    def __init__(
+        self,
+        *,
+        store: RequestStore,
+        fleet: Fleet,
+        planners: Planners,
+        offers: Offers,
+        clock: Clock,
+        settings: RouterSettings,
+    ) -> None:
+        self._store = store
+        self._fleet = fleet
+        self._planners = planners
+        self._offers = offers
+        self._clock = clock
+        self._reoffer_s = settings.reoffer_ms / 1000
+        self._best_effort_limit = settings.best_effort_limit or None
+        self._draining = False
+
+    def stop_waiting(self) -> None:
+        """End the calls that wait for room."""
+        self._draining = True
+
+    async def place(
+        self, request: types_pb2.QueuedRequest, policy: types_pb2.OnInfeasible.ValueType, session_id: str = ""
+    ) -> router_pb2.PlaceResponse:
+        """Place a checked request for the first time, by the client's policy.
+
+        Raises SloServeError: NO_REPLICA, NO_CAPACITY or PLANNER_UNAVAILABLE (policy REJECT, or WAIT in vain, with the
+        verdict in the details), CLIENT_DEADLINE, BROKER_UNAVAILABLE, and what `RequestStore.enqueue` raises.
+        """
+        waits = policy == types_pb2.ON_INFEASIBLE_WAIT
+        session_replica = await self._session_replica(session_id)
+        hops, asked = await self._offer(request, session_replica, self._wait_until_us(request) if waits else 0)
+        if admitted(hops):
+            return await self._promise(request, hops, asked)
+        if policy in (types_pb2.ON_INFEASIBLE_REJECT, types_pb2.ON_INFEASIBLE_WAIT):
+            raise self._refusal(request, hops, asked, waited=waits)
+        if not hops:
+            raise _no_replica()
+        return await self._defer(request, hops, asked, self._best_effort_limit)
+
+    async def place_again(self, request: types_pb2.QueuedRequest, lost_replica: str) -> router_pb2.PlaceResponse:
+        """Place the next attempt of a request whose replica was lost; promised where a planner says so."""
+        order = self._fleet.order(request, _output_tokens(request), avoid=lost_replica)
+        if not order:
+            raise _no_replica()
+        hops = await self._offers.round(candidate_of(request), current_stage(request), order)
+        if admitted(hops):
+            return await self._promise(request, hops, len(hops))
+        return await self._defer(request, hops, len(hops), None)
+
+    async def _offer(
+        self, request: types_pb2.QueuedRequest, session_replica: str | None, until_us: int
+    ) -> tuple[Hops, int]:
+        """Hops of the last round and the number of offers made; goes on until a promise or `until_us`."""
+        candidate, stage = candidate_of(request), current_stage(request)
+        asked, patience_s = 0, 0.0
+        while True:
+            order = self._fleet.order(request, _output_tokens(request), session_replica=session_replica)
+            hops = await self._offers.round(candidate, stage, order)
+            asked += len(hops)
+            left_s = (until_us - self._clock.now_us()) / 1e6
+            if admitted(hops) or hopeless(hops) or left_s <= 0 or self._draining:
+                return hops, asked
+            await asyncio.sleep(min(left_s, self._reoffer_s))
+            await self._fleet.wait_for_change(min(left_s, patience_s))
+            patience_s = min(_LONGEST_PAUSES * self._reoffer_s, patience_s + self._reoffer_s)
+
+    async def _promise(self, request: types_pb2.QueuedRequest, hops: Hops, asked: int) -> router_pb2.PlaceResponse:
+        """Append a promised request to its replica's queue and confirm the reservation."""
+        verdict, replica_id = hops[-1].verdict, hops[-1].replica_id
+        verdict.hops = asked
+        request.tier, request.promised = current_stage(request).tier, True
+        request.predicted_ttft_ms, request.predicted_tpot_ms = verdict.predicted_ttft_ms, verdict.predicted_tpot_ms
+        stream = keys.queue_key(replica_id, request.tier)
+        used = False
+        try:
+            response = await self._append(request, stream, replica_id, hops, verdict)
+            used = response.stream == stream and response.attempt == request.attempt
+        finally:
+            if not used:
+                self._planners.release(replica_id, request.request_id, request.attempt)
+        if used:
+            self._planners.commit(replica_id, request.request_id, request.attempt)
+            self._fleet.placed(replica_id, len(request.prompt_token_ids) + len(request.delivered_token_ids))
+        return response
+
+    async def _defer(
+        self, request: types_pb2.QueuedRequest, hops: Hops, asked: int, limit: int | None
+    ) -> router_pb2.PlaceResponse:
+        """Append a request without a promise to the shared queue."""
+        verdict = best_effort(current_stage(request), hops, asked, self._clock.now_us())
+        request.tier, request.promised = BEST_EFFORT, False
+        request.predicted_ttft_ms = request.predicted_tpot_ms = 0.0
+        return await self._append(request, keys.BEST_EFFORT_QUEUE, "", hops, verdict, limit)
+
+    async def _append(
+        self,
+        request: types_pb2.QueuedRequest,
+        stream: str,
+        replica_id: str,
+        hops: Hops,
+        verdict: types_pb2.Verdict,
+        limit: int | None = None,
+    ) -> router_pb2.PlaceResponse:
+        done = await self._store.enqueue(
+            request,
+            stream,
+            verdict=verdict_word(verdict),
+            replica_id=replica_id,
+            hops=verdict.hops,
+            queue_limit=limit,
+        )
+        if not done.fresh:  # a repeated call: what the first one did counts
+            record = await self._store.get(request.request_id)
+            if record is not None:
+                return joined(record, current_stage(request), self._clock.now_us())
+        return router_pb2.PlaceResponse(
+            verdict=verdict,
+            replica_id=replica_id,
+            stream=done.stream,
+            entry_id=done.entry_id,
+            hops=hops,
+            attempt=request.attempt,
+        )
+
+    def _wait_until_us(self, request: types_pb2.QueuedRequest) -> int:
+        deadlines = [request.ttft_deadline_us, request.client_deadline_us]
+        return min(deadline for deadline in deadlines if deadline)
+
+    async def _session_replica(self, session_id: str) -> str | None:
+        """Where the session's earlier request ran: a session is named by that request's id."""
+        record = await self._store.get(session_id) if session_id else None
+        return record.replica_id if record is not None and record.replica_id else None
+
+    def _refusal(self, request: types_pb2.QueuedRequest, hops: Hops, asked: int, *, waited: bool) -> SloServeError:
+        now_us = self._clock.now_us()
+        if waited and self._draining:
+            return SloServeError(Reason.ROUTER_UNAVAILABLE, "this router is stopping", retry_after_ms=0.0)
+        if waited and 0 < request.client_deadline_us <= now_us:
+            return SloServeError(Reason.CLIENT_DEADLINE, f"no room until the client's deadline, {asked} offers")
+        if not hops:
+            return _no_replica()
+        stage = current_stage(request)
+        found = nearest(hops)
+        why = f": {found.constraint.detail}" if found is not None and found.constraint.detail else ""
+        kinds = {hop.verdict.constraint.kind for hop in hops}
+        away = kinds == {types_pb2.CONSTRAINT_KIND_NO_PLANNER}
+        return SloServeError(
+            Reason.PLANNER_UNAVAILABLE if away else Reason.NO_CAPACITY,
+            f"no replica can promise {stage.ttft_ms:g} ms to the first token and {stage.tpot_ms:g} ms per token{why}",
+            retry_after_ms=earliest_retry_ms(hops),
+            details=(rejected(stage, hops, asked, now_us),),
+        )
+
+
+def _no_replica() -> SloServeError:
+    return SloServeError(Reason.NO_REPLICA, "no replica is ready", retry_after_ms=DEFAULT_RETRY_MS)
+
+
+def _output_tokens(request: types_pb2.QueuedRequest) -> int:
+    """The whole output at most, delivered tokens included."""
+    planned = sum(stage.max_tokens for stage in request.stages)
+    return min(planned, request.sampling.max_tokens) if request.sampling.max_tokens else planned

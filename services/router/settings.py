@@ -1,0 +1,45 @@
+"""What a router process is told."""
+
+import re
+from typing import Annotated, Self
+
+from pydantic import Field, field_validator, model_validator
+from pydantic_settings import NoDecode
+
+from services.common.config import ServiceSettings
+
+__all__ = ["RouterSettings"]
+
+_ADDRESS = re.compile(r"^[A-Za-z0-9._-]+:\d{1,5}$|^\[[0-9A-Fa-f:.]+\]:\d{1,5}$")
+
+
+class RouterSettings(ServiceSettings):
+    """Environment variables `SLOS_*` of the router.
+
+    planners: addresses of all planners, comma-separated; every router and worker must be told the same ones.
+    admit_timeout_ms: how long one planner may take over one question before it counts as away.
+    reoffer_ms: how often a waiting request is offered again.
+    best_effort_limit: unread entries of the shared queue beyond which requests are shed; 0 for no limit.
+    max_attempts: after so many the request is what breaks its workers, and fails.
+    """
+
+    port: Annotated[int, Field(ge=0, le=65535)] = 50052
+    planners: Annotated[tuple[str, ...], NoDecode] = ("127.0.0.1:50053",)
+    admit_timeout_ms: Annotated[float, Field(ge=1, le=60_000)] = 1_000.0
+    reoffer_ms: Annotated[float, Field(ge=10, le=10_000)] = 100.0
+    best_effort_limit: Annotated[int, Field(ge=0)] = 10_000
+    max_attempts: Annotated[int, Field(ge=1, le=100)] = 5
+
+    @field_validator("planners", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _addresses(self) -> Self:
+        if not self.planners:
+            raise ValueError("planners: give at least one host:port")
+        for address in self.planners:
+            if not _ADDRESS.match(address):
+                raise ValueError(f"planners: {address!r} is not host:port")
+        return self
