@@ -70,9 +70,8 @@ def render_table(summaries: Sequence[ApplicationSummary]) -> RenderableType:
     table.add_section()
     table.add_row(*_totals(summaries))
     legend = Text(
-        "attained: share of offered requests whose every stage met its SLO, promised or not; TTFT SLOs are multiples of each "
-        "prompt's own zero-load prefill time, so they differ per request. Times are those at which admission sent the "
-        "tokens.",
+        "attained: share of offered requests whose every stage met its SLO, promised or not. TTFT SLOs are multiples "
+        "of each prompt's own zero-load prefill time, so they differ. Times are those at which admission sent tokens.",
         style="dim",
     )
     return Group(table, legend)

@@ -53,10 +53,9 @@ def arrange(spans: Iterable[SpanRecord], *, with_rpc: bool = False) -> list[Row]
 
 
 def bar(start: float, end: float, cells: int) -> str:
-    """A bar from `start` to `end` (0..1 of the axis), to an eighth of a cell at its end, at least one eighth long."""
+    """A bar from the cell of `start` (0..1 of the axis), as long as its span to an eighth of a cell, never empty."""
     begin = min(int(start * cells), cells - 1)
-    eighths = max(1, round(end * cells * 8) - begin * 8)
-    eighths = min(eighths, (cells - begin) * 8)
+    eighths = max(1, min(round((end - start) * cells * 8), (cells - begin) * 8))
     full, rest = divmod(eighths, 8)
     text = " " * begin + "█" * full + (_EIGHTHS[rest] if rest else "")
     return text.ljust(cells)

@@ -1,0 +1,61 @@
+"""`slosctl perf`: the performance model of each replica, as fitted."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from protos import router_pb2
+from services.cli.asynchronous import CommandError, run_async
+from services.cli.replicas import list_replicas
+from services.cli.target import DataDirOption, RouterOption, find_target
+from services.common.wire import perf_model_from_wire
+from services.core.perf_model import BatchShape
+
+__all__ = ["perf", "perf_view"]
+
+_BATCHES = (1, 64, 256, 512, 1024, 2048)
+
+
+def perf_view(replica: router_pb2.Replica) -> Group:
+    """Coefficients, quality of the fit, and what they mean for some batch sizes."""
+    wire = replica.perf_model
+    title = Text.assemble((replica.replica_id, "bold"), f"  {replica.engine}, {Path(replica.model).name}")
+    title.append(f"   R2 {wire.r2:.4f}" if wire.r2 else "   R2 - (a published preset, not a fit)")
+    title.append(f", safety margin {wire.margin_s * 1000:.2f} ms")
+    segments = Table(box=None, header_style="dim")
+    for header in ("segment", "us/token", "ns/context token", "us/request", "us/draft step", "base ms"):
+        segments.add_column(header, justify="right")
+    for index, segment in enumerate(wire.segments):
+        segments.add_row(
+            str(index),
+            f"{segment.k_tok * 1e6:.2f}",
+            f"{segment.k_ctx * 1e9:.1f}",
+            f"{segment.k_req * 1e6:.1f}",
+            f"{segment.k_step * 1e6:.1f}",
+            f"{segment.b * 1e3:.3f}",
+        )
+    model = perf_model_from_wire(wire)
+    predicted = "   ".join(
+        f"{tokens}: {model.seconds(BatchShape(tokens, requests=1)) * 1000:.1f}" for tokens in _BATCHES
+    )
+    return Group(title, segments, Text(f"predicted ms of a batch of n prefill tokens   {predicted}", style="dim"))
+
+
+@run_async
+async def perf(
+    replica_id: Annotated[str, typer.Argument(help="Default: every replica.")] = "",
+    data_dir: DataDirOption = Path(".slos"),
+    router: RouterOption = "",
+) -> None:
+    """Show the performance model that promises are computed with: coefficients, R2, margin."""
+    found = await list_replicas(find_target(data_dir, router=router).router)
+    chosen = [replica for replica in found if replica_id in ("", replica.replica_id)]
+    if not chosen:
+        raise CommandError(f"no live replica {replica_id!r}" if replica_id else "no live replica")
+    console = Console(highlight=False)
+    for replica in chosen:
+        console.print(perf_view(replica))
