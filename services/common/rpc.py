@@ -8,7 +8,7 @@ interceptor breaks handlers that call `context.write`.
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import grpc
 import grpc.aio
@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
-from opentelemetry.instrumentation.grpc import aio_client_interceptors, aio_server_interceptor
+from opentelemetry.instrumentation.grpc import aio_client_interceptors, aio_server_interceptor, filters
 
 from services.common.errors import Reason, SloServeError, pushback_trailer, to_status
 
@@ -25,6 +25,8 @@ __all__ = ["MAX_MESSAGE_BYTES", "RpcServer", "open_channel"]
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 
 _log = logging.getLogger(__name__)
+
+_HEALTH_PREFIX = "/grpc.health.v1.Health/"
 
 _KEEPALIVE: list[tuple[str, int]] = [
     ("grpc.keepalive_time_ms", 10_000),
@@ -60,6 +62,8 @@ class _ErrorInterceptor(grpc.aio.ServerInterceptor):
         if handler is None:
             return None  # unknown method: gRPC answers UNIMPLEMENTED
         method = handler_call_details.method
+        if method.startswith(_HEALTH_PREFIX):  # not ours; its Watch writes to the context instead of yielding
+            return cast("grpc.RpcMethodHandler[Any, Any]", handler)
         wrap = _wrap_streaming if handler.response_streaming else _wrap_unary
         make = {
             (False, False): grpc.unary_unary_rpc_method_handler,
@@ -102,7 +106,7 @@ def _wrap_streaming(behaviour: Callable[..., AsyncIterator[Any]], method: str) -
             await context.abort_with_status(_wire_status(_typed(error, method)))
         finally:
             close = getattr(responses, "aclose", None)
-            if close is not None:  # health's Watch writes to its context and returns a coroutine
+            if close is not None:
                 await close()
 
     return call
@@ -118,7 +122,7 @@ class RpcServer:
         """Bind `address` (host:port; port 0 picks a free one, see `port`)."""
         self.grpc = grpc.aio.server(
             interceptors=(
-                aio_server_interceptor(),  # type: ignore[no-untyped-call]
+                aio_server_interceptor(filter_=filters.negate(filters.health_check())),  # type: ignore[no-untyped-call]
                 _ErrorInterceptor(),
             ),
             options=[
