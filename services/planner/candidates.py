@@ -14,7 +14,7 @@ from services.core.view import Prefill
 
 __all__ = ["Candidate", "parse_candidate"]
 
-_MAX_AWAY_S = 3600.0
+_MAX_AWAY_S = 86_400.0
 _MAX_SKEW_S = 60.0
 _MAX_TOKENS = 1 << 24
 
@@ -75,7 +75,7 @@ def _check_numbers(wire: planner_pb2.Candidate, field: str, clock: Clock) -> Non
         ("prompt_tokens", 1 <= wire.prompt_tokens <= _MAX_TOKENS, f"must be 1 to {_MAX_TOKENS}"),
         ("cached_tokens", wire.cached_tokens <= wire.prompt_tokens, "more tokens cached than there are"),
         ("max_tokens", wire.max_tokens <= _MAX_TOKENS, f"must be at most {_MAX_TOKENS}"),
-        ("ttft_deadline_us", abs(away_s) <= _MAX_AWAY_S, f"is {away_s:.0f} s from now, at most an hour is planned"),
+        ("ttft_deadline_us", abs(away_s) <= _MAX_AWAY_S, f"is {away_s:.0f} s from now, at most a day is planned"),
         (
             "ttft_deadline_us",
             not wire.arrival_us or wire.ttft_deadline_us > wire.arrival_us,

@@ -40,6 +40,6 @@ def compose(
     planning = Planning(tiers, settings.policy, PlanSettings(), tuple(on_run))
     fleet = Fleet(clock, planning, reservation_s=settings.reservation_s, forget_s=settings.forget_s)
     auditor = Auditor(lengths, on_outcome)
-    observer = Observer(fleet, auditor, tiers=tiers, clock=clock, lengths=lengths)
+    observer = Observer(fleet, auditor, tiers=tiers, clock=clock)
     service = PlannerService(fleet, observer, catalogue=catalogue, clock=clock, lengths=lengths)
     return PlannerParts(service, fleet, auditor)

@@ -207,11 +207,10 @@ class Ledger:
         self._expire()
         now_s = self._clock.now_s()
         seen = self._capacity
-        start_s = max(now_s, seen.engine_free_s)
         return ReplicaView(
             now_s=now_s,
             model=self._perf_model,
-            decoders=self._decoders(start_s - seen.observed_s),
+            decoders=self._decoders(now_s - max(seen.observed_s, seen.engine_free_s)),
             prefills=tuple(p for p in self._prefills() if p.id not in without_ids),
             free_blocks=seen.free_blocks,
             total_blocks=seen.total_blocks,
@@ -220,16 +219,17 @@ class Ledger:
             engine_free_at_s=seen.engine_free_s if seen.engine_free_s > now_s else -math.inf,
         )
 
-    def _decoders(self, ahead_s: float) -> Sequence[Decoder]:
+    def _decoders(self, since_s: float) -> Sequence[Decoder]:
         """Decoders as they will be when the next batch starts.
 
-        Between the report and then they go on decoding: each is taken to keep the slack it had (it gains some where
-        batches are shorter than its TPOT). A replica that has gone quiet is not given more than half a second of that.
+        Reports count the tokens in flight, so that they describe the moment the engine is free. From then on decoders
+        go on: each is taken to keep the slack it had (it gains some where batches are shorter than its TPOT). A replica
+        that has gone quiet is not given more than half a second of that.
         """
         if self._columns is None:
             found = [entry.planned for entry in self._entries.values() if isinstance(entry.planned, Decoder)]
             self._columns = columns_of(found)
-        coast_s = min(max(0.0, ahead_s), _MAX_COAST_S)
+        coast_s = min(max(0.0, since_s), _MAX_COAST_S)
         return replace(self._columns, next_deadline_s=self._columns.next_deadline_s + coast_s)
 
     def _prefills(self) -> Iterator[Prefill]:

@@ -1,7 +1,7 @@
 """One worker's stream: its states go into the ledger, directives come back.
 
-The first directive asks for a snapshot, and so does every gap in the numbers. A state that cannot be true ends the
-stream with its error; the worker comes back with a full one.
+A stream begins with a full state; where it does not, and at every gap in the numbers, a snapshot is asked for. A state
+that cannot be true ends the stream with its error; the worker comes back with a full one.
 """
 
 import asyncio
@@ -11,7 +11,6 @@ from typing import Any
 from protos import planner_pb2
 from services.common.clock import Clock
 from services.common.errors import FieldViolation, InvalidRequestError, Reason, SloServeError
-from services.core.lengths import LengthForecaster
 from services.core.slo import Tier
 from services.planner.audit import Auditor
 from services.planner.fleet import Fleet, PlannedReplica
@@ -61,20 +60,16 @@ class Directives:
 class Observer:
     """Serves Observe streams of all replicas."""
 
-    def __init__(
-        self, fleet: Fleet, auditor: Auditor, *, tiers: Sequence[Tier], clock: Clock, lengths: LengthForecaster
-    ) -> None:
+    def __init__(self, fleet: Fleet, auditor: Auditor, *, tiers: Sequence[Tier], clock: Clock) -> None:
         self._fleet = fleet
         self._auditor = auditor
         self._tiers = tiers
         self._clock = clock
-        self._lengths = lengths
         self._outboxes: dict[str, Directives] = {}
 
     async def serve(self, states: AsyncIterator[planner_pb2.ReplicaState]) -> AsyncGenerator[planner_pb2.Directive]:
         """Read states until the stream ends or is refused; yield directives meanwhile."""
         outbox = Directives()
-        outbox.ask_snapshot()
         reader = asyncio.create_task(self._read(states, outbox))
         reader.add_done_callback(outbox.close)
         try:
@@ -117,7 +112,7 @@ class Observer:
             raise SloServeError(Reason.STATE_INVALID, f"replica {expected} has opened a newer stream")
 
     def _take(self, state: planner_pb2.ReplicaState, replica: PlannedReplica, outbox: Directives) -> None:
-        update = parse_state(state, tiers=self._tiers, clock=self._clock, lengths=self._lengths)
+        update = parse_state(state, tiers=self._tiers, clock=self._clock)
         applied = replica.ledger.apply(update)
         self._auditor.finished(state.finished)
         if applied is Applied.GAP:

@@ -5,13 +5,12 @@ Nothing here touches a ledger: a message that cannot be true raises `SloServeErr
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from protos import planner_pb2
 from services.common.clock import Clock
 from services.common.errors import Reason, SloServeError
 from services.common.wire import engine_request_from_wire, perf_model_from_wire
-from services.core.lengths import LengthForecaster
 from services.core.perf_model import PerfModel
 from services.core.slo import Tier
 from services.core.view import Decoder, Prefill
@@ -19,6 +18,8 @@ from services.core.view import Decoder, Prefill
 __all__ = ["Capacity", "EngineEntry", "StateUpdate", "parse_state"]
 
 _MAX_AWAY_S = 86_400.0
+_MAX_SKEW_S = 60.0
+_MAX_BATCH_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +61,13 @@ class StateUpdate:
     perf_model: PerfModel | None
 
 
-def parse_state(
-    wire: planner_pb2.ReplicaState, *, tiers: Sequence[Tier], clock: Clock, lengths: LengthForecaster
-) -> StateUpdate:
+def parse_state(wire: planner_pb2.ReplicaState, *, tiers: Sequence[Tier], clock: Clock) -> StateUpdate:
     """Check one message of an Observe stream."""
     entries: dict[str, EngineEntry] = {}
     for request in wire.requests:
         if not request.request_id or request.request_id in entries:
             raise _invalid(wire, f"request id {request.request_id!r} is empty or listed twice")
-        entries[request.request_id] = _entry(request, wire, tiers=tiers, clock=clock, lengths=lengths)
+        entries[request.request_id] = _entry(request, wire, tiers=tiers, clock=clock)
     removed = (*wire.removed_ids, *(end.request_id for end in wire.finished if end.request_id not in entries))
     both = entries.keys() & set(wire.removed_ids)
     if both:
@@ -90,11 +89,11 @@ def _capacity(wire: planner_pb2.ReplicaState, clock: Clock) -> Capacity:
         raise _invalid(wire, "max_num_seqs is 0")
     now_s = clock.now_s()
     observed_s = clock.to_monotonic_s(wire.observed_at_us)
-    if abs(observed_s - now_s) > _MAX_AWAY_S:
-        raise _invalid(wire, f"observed_at_us {wire.observed_at_us} is more than a day from now")
+    if wire.observed_at_us <= 0 or observed_s > now_s + _MAX_SKEW_S:  # an idle engine may have reported long ago
+        raise _invalid(wire, f"observed_at_us {wire.observed_at_us} is not in the past")
     engine_free_s = clock.to_monotonic_s(wire.engine_free_at_us) if wire.engine_free_at_us else -math.inf
-    if engine_free_s > now_s + _MAX_AWAY_S:
-        raise _invalid(wire, f"engine_free_at_us {wire.engine_free_at_us} is more than a day from now")
+    if engine_free_s > now_s + _MAX_BATCH_S:
+        raise _invalid(wire, f"engine_free_at_us {wire.engine_free_at_us}: no batch lasts that long")
     return Capacity(
         wire.free_blocks, wire.total_blocks, wire.block_size, wire.max_num_seqs, wire.max_model_len, observed_s,
         engine_free_s,
@@ -107,21 +106,12 @@ def _entry(
     *,
     tiers: Sequence[Tier],
     clock: Clock,
-    lengths: LengthForecaster,
 ) -> EngineEntry:
     planned = engine_request_from_wire(request, tiers, clock)
     if planned.tier >= 0:
         due_s = planned.next_deadline_s if isinstance(planned, Decoder) else planned.deadline_s
         if abs(due_s - clock.now_s()) > _MAX_AWAY_S:
             raise _invalid(wire, f"request {request.request_id}: its deadline is more than a day from now")
-    if not request.forecast_tokens:  # the worker leaves the forecast to us
-        generated = request.output_tokens
-        total = lengths.forecast(request.application, request.prompt_tokens, request.max_tokens or 1, generated)
-        expected = max(1, total.mean_tokens - generated)
-        if isinstance(planned, Decoder):
-            planned = replace(planned, remaining_tokens=expected)
-        else:
-            planned = replace(planned, output_tokens=expected)
     tpot_s = request.tpot_ms / 1000
     return EngineEntry(
         attempt=request.attempt,

@@ -61,7 +61,6 @@ class RunningPlanner:
     async def worker(self, *states: planner_pb2.ReplicaState) -> AsyncIterator[WorkerStream]:
         """A worker whose stream stands and that has said `states`."""
         stream = WorkerStream(self.stub)
-        assert (await stream.next()).HasField("send_snapshot")
         for state in states:
             await stream.send(state)
         if states:

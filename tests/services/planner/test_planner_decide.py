@@ -25,7 +25,7 @@ class DecidingReplica:
         self.clock, self.lengths = Clock(), LengthForecaster()
         self.ledger = Ledger("gpu-0", self.clock)
         state = a_state(self.clock.now_us())
-        self.ledger.apply(parse_state(state, tiers=TIERS, clock=self.clock, lengths=self.lengths))
+        self.ledger.apply(parse_state(state, tiers=TIERS, clock=self.clock))
         self.runs: list[PlanRun] = []
         self.during_run = lambda: None
         self.decider = Decider(self.ledger, self.clock, Planning(TIERS, Policy.GREEDY, PlanSettings(), (self._on_run,)))

@@ -19,7 +19,7 @@ async def test_a_gap_changes_nothing_and_asks_for_one_snapshot(planner) -> None:
         await stream.send(a_state(now_us, 7, full=False))
         directive = await stream.next()
     assert directive.HasField("send_snapshot")
-    assert directive.seq == 3
+    assert directive.seq == 2
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,8 @@ async def test_a_gap_changes_nothing_and_asks_for_one_snapshot(planner) -> None:
         ({"max_num_seqs": 0}, "max_num_seqs"),
         ({"perf_model": types_pb2.PerfModel(segments=[types_pb2.PerfSegment(k_tok=float("nan"))])}, "k_tok"),
         ({"perf_model": types_pb2.PerfModel(segments=[types_pb2.PerfSegment(k_tok=-1e-5)])}, "k_tok"),
-        ({"observed_at_us": 1}, "more than a day"),
+        ({"observed_at_us": 1 << 60}, "not in the past"),
+        ({"engine_free_at_us": 1 << 60}, "no batch lasts that long"),
         ({"requests": [planner_pb2.EngineRequest(request_id="r2", tier="snug")]}, "tier 'snug' is not configured"),
         ({"requests": [planner_pb2.EngineRequest(request_id="r2", tier="tight", tpot_ms=50)]}, "deadline"),
         ({"replica_id": "gpu-1"}, "gpu-1"),
@@ -47,6 +48,13 @@ async def test_a_state_that_cannot_be_true_ends_the_stream_and_changes_nothing(p
     assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
     assert named in error.details()
     assert ledger.entries == before
+
+
+async def test_a_stream_that_begins_with_a_delta_is_asked_for_everything(planner) -> None:
+    async with planner.worker() as stream:
+        await stream.send(a_state(planner.clock.now_us(), full=False))
+        assert (await stream.next()).HasField("send_snapshot")
+        assert not planner.ready()
 
 
 async def test_a_full_state_needs_a_performance_model(planner) -> None:
@@ -73,6 +81,7 @@ async def test_nothing_is_promised_while_the_stream_is_broken_and_promises_survi
 async def test_a_newer_stream_takes_over_and_the_older_is_ended(planner) -> None:
     now_us = planner.clock.now_us()
     async with planner.worker(a_state(now_us)) as old, planner.worker(a_state(now_us, total_blocks=2000)):
+        await planner.until(lambda: planner.fleet.get("gpu-0").connection == 2)
         await old.send(a_state(now_us, 2, full=False))
         assert "newer stream" in (await old.refused()).details()
         assert planner.ready()
