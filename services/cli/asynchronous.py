@@ -6,6 +6,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, ParamSpec
 
 import grpc
+import grpc.aio
 import typer
 from redis.exceptions import RedisError
 from rich.console import Console
@@ -32,8 +33,10 @@ def fail(text: str, status: int = EXIT_FAILED) -> typer.Exit:
     return typer.Exit(status)
 
 
-def _explain(error: SloServeError) -> typer.Exit:
-    text = f"{error.reason.value} ({error.code.name}): {error.text}"
+def _explain(error: SloServeError, code: grpc.StatusCode) -> typer.Exit:
+    """`code` is the status as received: a service that is not there gives UNAVAILABLE and no reason of ours."""
+    status = code.name if error.code is not code else f"{error.reason.value} ({code.name})"
+    text = f"{status}: {error.text}"
     if error.retry_after_ms is not None:
         text += f"\nretry after {error.retry_after_ms:.0f} ms"
     return fail(text, EXIT_REJECTED if error.reason is Reason.NO_CAPACITY else EXIT_FAILED)
@@ -47,9 +50,9 @@ def run_async(command: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, No
         try:
             asyncio.run(command(*args, **kwargs))
         except SloServeError as error:
-            raise _explain(error) from None
-        except grpc.RpcError as error:
-            raise _explain(from_rpc_error(error, Reason.INTERNAL)) from None
+            raise _explain(error, error.code) from None
+        except grpc.aio.AioRpcError as error:
+            raise _explain(from_rpc_error(error), error.code()) from None
         except (CommandError, ConfigError, RedisError) as error:
             raise fail(str(error)) from None
         except KeyboardInterrupt:
