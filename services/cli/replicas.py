@@ -43,25 +43,21 @@ def _since(started_us: int) -> str:
 def replica_table(found: Sequence[router_pb2.Replica]) -> Table:
     """The replicas as a table."""
     table = Table(title="replicas", title_justify="left", title_style="bold", header_style="dim", box=None)
-    for header in ("replica", "status", "engine", "model", "address"):
-        table.add_column(header)
-    for header in ("running", "waiting", "free blocks", "R2", "margin ms", "up"):
-        table.add_column(header, justify="right")
-    table.add_column("planner")
+    for header in ("replica", "status", "engine", "address"):
+        table.add_column(header, no_wrap=True)
+    for header in ("running", "waiting", "free blocks", "R2", "up"):
+        table.add_column(header, justify="right", no_wrap=True)
     for replica in found:
         table.add_row(
             replica.replica_id,
             _status(replica),
-            replica.engine,
-            _model(replica.model),
+            f"{replica.engine} {_model(replica.model)}",
             replica.address,
             f"{replica.running}",
             f"{replica.waiting}",
             f"{replica.free_blocks}/{replica.total_blocks}",
-            f"{replica.perf_model.r2:.3f}",
-            f"{replica.perf_model.margin_s * 1000:.2f}",
+            f"{replica.perf_model.r2:.3f}" if replica.perf_model.r2 else "preset",
             _since(replica.started_us),
-            replica.planner,
         )
     return table
 

@@ -45,8 +45,8 @@ def find_target(data_dir: Path, *, admission: str = "", router: str = "", redis_
     """
     info: RunInfo | None = read_run_file(data_dir)
     return Target(
-        admission=admission or (info.admission[0] if info else _DEFAULT_ADMISSION),
-        router=router or (info.router[0] if info else _DEFAULT_ROUTER),
+        admission=admission or (info.admission[0] if info and info.admission else _DEFAULT_ADMISSION),
+        router=router or (info.router[0] if info and info.router else _DEFAULT_ROUTER),
         redis_url=redis_url or (info.redis_url if info else ""),
         data_dir=data_dir,
     )
