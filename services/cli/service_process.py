@@ -67,8 +67,10 @@ class ServiceProcess:
         return self._process.returncode if self._process is not None else None
 
     async def start(self) -> None:
-        """Start the process; its output is appended to the log."""
+        """Start the process. A log of an earlier stack moves to `.1`; a restart appends to its own."""
         self.spec.log_path.parent.mkdir(parents=True, exist_ok=True)
+        if self._process is None and self.spec.log_path.exists():
+            self.spec.log_path.replace(self.spec.log_path.with_suffix(".log.1"))
         with self.spec.log_path.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,

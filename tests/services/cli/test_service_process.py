@@ -72,3 +72,13 @@ async def test_a_killed_service_starts_again_at_the_same_address(tmp_path: Path)
 
 async def test_stopping_what_was_never_started_does_nothing(tmp_path: Path) -> None:
     assert await make(tmp_path).stop(grace_s=1.0) is None
+
+
+async def test_a_new_stack_keeps_the_log_of_the_one_before(tmp_path: Path) -> None:
+    process = make(tmp_path, FAIL_AT_START="1")
+    process.spec.log_path.parent.mkdir()
+    process.spec.log_path.write_text("of the stack before\n")
+    await process.start()
+    await process.wait_ended()
+    assert "of the stack before" not in process.log_tail()
+    assert process.spec.log_path.with_suffix(".log.1").read_text() == "of the stack before\n"
