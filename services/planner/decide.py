@@ -17,6 +17,7 @@ from services.core.errors import CoreError
 from services.core.slo import Tier
 from services.core.view import PlanSettings, Prefill, ReplicaView
 from services.planner.candidates import Candidate
+from services.planner.history import Said
 from services.planner.ledger import Ledger
 from services.planner.verdicts import no_state_verdict, verdict_of
 
@@ -95,7 +96,7 @@ class Decider:
             if decision.admitted:
                 verdict = self.verdict(candidate, decision)
                 self._ledger.reserve(candidate.attempt, candidate.prefill, verdict, promotes=True)
-                self._ledger.remember(candidate.key, verdict)
+                self._remember(candidate, verdict)
                 promoted.append((candidate, verdict))
         return promoted
 
@@ -190,9 +191,9 @@ class Decider:
             return planner_pb2.CandidateVerdict(
                 request_id=key[0], attempt=key[1], verdict=reservation.verdict, reserved_until_us=until_us
             )
-        said = self._ledger.verdict(key[0])
-        if said is not None and said[0] == key[1] and self._ledger.holds(key):
-            return planner_pb2.CandidateVerdict(request_id=key[0], attempt=key[1], verdict=said[1])
+        said = self._ledger.history.get(key[0])
+        if said is not None and said.attempt == key[1] and self._ledger.holds(key):
+            return planner_pb2.CandidateVerdict(request_id=key[0], attempt=key[1], verdict=said.verdict)
         return None
 
     def _conclude(self, candidate: Candidate, decision: Decision) -> planner_pb2.CandidateVerdict:
@@ -203,10 +204,14 @@ class Decider:
         return self._answer(candidate, verdict, until_us)
 
     def _answer(self, candidate: Candidate, verdict: types_pb2.Verdict, until_us: int) -> planner_pb2.CandidateVerdict:
-        self._ledger.remember(candidate.key, verdict)
+        self._remember(candidate, verdict)
         return planner_pb2.CandidateVerdict(
             request_id=candidate.prefill.id, attempt=candidate.attempt, verdict=verdict, reserved_until_us=until_us
         )
+
+    def _remember(self, candidate: Candidate, verdict: types_pb2.Verdict) -> None:
+        said = Said(candidate.attempt, verdict, candidate.prefill.deadline_s)
+        self._ledger.history.remember(candidate.prefill.id, said)
 
     def _why_not_ready(self) -> str:
         broken_for_s = self._ledger.broken_for_s

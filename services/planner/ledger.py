@@ -9,7 +9,6 @@ then on the state carries it), when it is released, or when its own first-token 
 """
 
 import math
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
@@ -20,6 +19,7 @@ from services.common.errors import Reason, SloServeError
 from services.core.columns import DecoderColumns, columns_of
 from services.core.perf_model import PerfModel
 from services.core.view import Decoder, Prefill, ReplicaView
+from services.planner.history import VerdictHistory
 from services.planner.state import Capacity, EngineEntry, StateUpdate
 
 __all__ = ["Applied", "Ledger", "Reservation"]
@@ -28,7 +28,6 @@ Key = tuple[str, int]
 
 _MAX_COAST_S = 0.5
 _UNSEEN_S = 5.0
-_VERDICTS = 4096
 
 
 class Applied(Enum):
@@ -67,7 +66,7 @@ class Ledger:
         self._seq: int | None = None  # of the current connection; None until its first full state
         self._broken_at_s: float | None = None
         self._reservations: dict[str, Reservation] = {}
-        self._verdicts: OrderedDict[str, tuple[int, types_pb2.Verdict]] = OrderedDict()
+        self.history = VerdictHistory()
 
     # --- state ---
 
@@ -108,6 +107,7 @@ class Ledger:
 
     def _settle(self, update: StateUpdate, before: dict[str, EngineEntry]) -> None:
         """End the reservations of requests that the engine has reported, or has finished with."""
+        self._expire()
         for request_id, held in list(self._reservations.items()):
             entry = self._entries.get(request_id)
             if entry is not None:
@@ -118,6 +118,8 @@ class Ledger:
                 seen = request_id in update.removed_ids and (older is None or older.attempt >= held.attempt)
             if seen:
                 del self._reservations[request_id]
+        for request_id in update.entries:
+            self.history.seen(request_id, self._clock.now_s())
 
     @property
     def ready(self) -> bool:
@@ -157,8 +159,8 @@ class Ledger:
 
     def attempt(self, request_id: str) -> int:
         """The latest attempt known of a request; 0 for none."""
-        held, entry, said = self._reservations.get(request_id), self._entries.get(request_id), self.verdict(request_id)
-        return max(held.attempt if held else 0, entry.attempt if entry else 0, said[0] if said else 0)
+        known = (self._reservations.get(request_id), self._entries.get(request_id), self.history.get(request_id))
+        return max((found.attempt for found in known if found is not None), default=0)
 
     def commit(self, key: Key) -> bool:
         """Keep a reservation until the engine reports the request; False if it had run out."""
@@ -178,22 +180,12 @@ class Ledger:
         entry = self._entries.get(key[0])
         return entry is not None and entry.attempt == key[1]
 
-    def remember(self, key: Key, verdict: types_pb2.Verdict) -> None:
-        """Keep the last verdicts, for repeated calls and for Explain."""
-        self._verdicts[key[0]] = (key[1], verdict)
-        self._verdicts.move_to_end(key[0])
-        while len(self._verdicts) > _VERDICTS:
-            self._verdicts.popitem(last=False)
-
-    def verdict(self, request_id: str) -> tuple[int, types_pb2.Verdict] | None:
-        """The last verdict on a request and its attempt; None if it was never asked or is long forgotten."""
-        return self._verdicts.get(request_id)
-
     def _expire(self) -> None:
         now_s = self._clock.now_s()
         gone = [request_id for request_id, held in self._reservations.items() if held.expires_s <= now_s]
         for request_id in gone:
             del self._reservations[request_id]
+            self.history.lapsed(request_id)
 
     # --- the core's view ---
 

@@ -32,6 +32,7 @@ def measure_outcome(instruments: PlannerInstruments, outcome: Outcome) -> None:
         {
             "slos_serve.application": outcome.application,
             "slos_serve.kept": outcome.kept,
-            "slos_serve.cause": outcome.cause,
+            "slos_serve.missed": outcome.missed,
+            "slos_serve.cause": outcome.cause.value,
         },
     )

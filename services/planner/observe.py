@@ -114,7 +114,7 @@ class Observer:
     def _take(self, state: planner_pb2.ReplicaState, replica: PlannedReplica, outbox: Directives) -> None:
         update = parse_state(state, tiers=self._tiers, clock=self._clock)
         applied = replica.ledger.apply(update)
-        self._auditor.finished(state.finished)
+        self._auditor.finished(state.finished, replica.ledger.history)
         if applied is Applied.GAP:
             outbox.ask_snapshot()
             return

@@ -43,8 +43,8 @@ def _candidates(ledger: Ledger, request_ids: Sequence[str], tiers: Sequence[Tier
 
 def _ttft_s(ledger: Ledger, request_id: str) -> float | None:
     """The first-token SLO, as the verdict on its arrival stated it; None where another process gave that verdict."""
-    said = ledger.verdict(request_id)
-    return said[1].ttft_slo_ms / 1000 if said is not None and said[1].ttft_slo_ms > 0 else None
+    said = ledger.history.get(request_id)
+    return said.verdict.ttft_slo_ms / 1000 if said is not None and said.verdict.ttft_slo_ms > 0 else None
 
 
 def _candidate(entry: EngineEntry, tier: int, ttft_s: float | None) -> Candidate:

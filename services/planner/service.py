@@ -67,11 +67,11 @@ class PlannerService(planner_pb2_grpc.PlannerServicer):
 
     async def Explain(self, request: planner_pb2.PlanExplainRequest, context: Any) -> planner_pb2.PlanExplainResponse:
         """The last verdict on a request, with the constraint that decided it."""
-        said = self._fleet.get(request.replica_id).ledger.verdict(request.request_id)
+        said = self._fleet.get(request.replica_id).ledger.history.get(request.request_id)
         if said is None:
             text = f"no verdict on request {request.request_id!r} for replica {request.replica_id} is known"
             raise SloServeError(Reason.REQUEST_UNKNOWN, text)
-        return planner_pb2.PlanExplainResponse(verdict=said[1])
+        return planner_pb2.PlanExplainResponse(verdict=said.verdict)
 
     async def Observe(
         self, request_iterator: AsyncIterator[planner_pb2.ReplicaState], context: Any

@@ -6,7 +6,9 @@ from services.common.clock import Clock
 from services.common.errors import Reason, SloServeError
 from services.core.lengths import LengthForecaster
 from services.core.slo import Tier
+from services.planner.audit import Cause, cause_of
 from services.planner.candidates import parse_candidate
+from services.planner.history import Said
 from services.planner.ledger import Applied, Ledger
 from services.planner.state import parse_state
 
@@ -32,7 +34,9 @@ class SteppedReplica:
     def reserve(self, request_id: str, attempt: int = 1) -> None:
         wire = a_candidate(self.clock.now_us(), request_id, attempt=attempt)
         candidate = parse_candidate(wire, "candidate", tiers=TIERS, clock=self.clock, lengths=self.lengths)
-        self.ledger.reserve(attempt, candidate.prefill, types_pb2.Verdict())
+        verdict = types_pb2.Verdict(kind=types_pb2.VERDICT_KIND_ADMITTED)
+        self.ledger.reserve(attempt, candidate.prefill, verdict)
+        self.ledger.history.remember(request_id, Said(attempt, verdict, candidate.prefill.deadline_s))
 
 
 @pytest.fixture
@@ -132,3 +136,28 @@ def test_the_batch_in_flight_delays_the_plan(replica) -> None:
 def test_before_the_first_state_there_is_nothing_to_plan() -> None:
     with pytest.raises(SloServeError, match="not reported"):
         SteppedReplica().ledger.view()
+
+
+def test_causes_tell_a_lapsed_reservation_from_a_slow_queue_and_a_slow_engine(replica) -> None:
+    for name in ("lapsed", "queued", "engine"):
+        replica.reserve(name)
+    for name in ("queued", "engine"):
+        replica.ledger.commit((name, 1))
+    replica.say(2, full=False, requests=[replica.request("engine")])
+    replica.seconds += 2.5  # past the reservation, and past every first-token deadline
+    replica.say(3, full=False, requests=[replica.request("queued"), replica.request("lapsed")])
+    history = replica.ledger.history
+    causes = {name: cause_of("ttft", history.get(name)) for name in ("lapsed", "queued", "engine", "stranger")}
+    assert causes == {
+        "lapsed": Cause.LAPSED,
+        "queued": Cause.QUEUE,
+        "engine": Cause.ENGINE,
+        "stranger": Cause.UNPLANNED,
+    }
+
+
+def test_only_the_last_few_thousand_verdicts_are_remembered(replica) -> None:
+    for number in range(5000):
+        replica.ledger.history.remember(f"r{number}", Said(1, types_pb2.Verdict(), 0.0))
+    assert replica.ledger.history.get("r0") is None
+    assert replica.ledger.history.get("r4999") is not None

@@ -3,6 +3,7 @@ import pytest
 from planner_messages import a_candidate, a_request, a_state
 
 from protos import planner_pb2, types_pb2
+from services.planner.audit import Cause
 
 
 async def test_a_gap_changes_nothing_and_asks_for_one_snapshot(planner) -> None:
@@ -137,5 +138,22 @@ async def test_ended_promises_are_counted_by_cause_and_teach_the_forecast(planne
     ]  # fmt: skip
     async with planner.worker(a_state(now_us, finished=ends)):
         await planner.admit(a_candidate(now_us, "new"))
-    assert sorted((o.kept, o.cause) for o in planner.outcomes) == [(False, "tpot")] + 8 * [(True, "")]
+    assert sorted((o.kept, o.missed, o.cause) for o in planner.outcomes) == [
+        (False, "tpot", "unplanned"),  # a promise this planner knows nothing of
+        *8 * [(True, "", "")],
+    ]
     assert planner.runs[0].candidates[0].output_tokens == 7
+
+
+async def test_a_broken_promise_names_what_broke_it(planner) -> None:
+    now_us = planner.clock.now_us()
+    async with planner.worker(a_state(now_us)) as stream:
+        await planner.admit(a_candidate(now_us, "r1"), a_candidate(now_us, "r2"))
+        await stream.send(a_state(now_us, 2, full=False, requests=[a_request(now_us, "r1")]))
+        ends = [
+            planner_pb2.FinishedLength(request_id=name, application="chatbot", promised=True, missed=missed)
+            for name, missed in (("r1", "ttft"), ("r2", "failed"))
+        ]
+        await stream.send(a_state(now_us, 3, full=False, finished=ends))
+        await planner.until(lambda: len(planner.outcomes) == 2)
+    assert [(o.missed, o.cause) for o in planner.outcomes] == [("ttft", Cause.ENGINE), ("failed", Cause.FAILED)]

@@ -1,0 +1,61 @@
+"""What the planner last said about each request, and what became of the promise until the engine had it."""
+
+import math
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from protos import types_pb2
+
+__all__ = ["Said", "VerdictHistory"]
+
+_MOST = 4096
+
+
+@dataclass(slots=True)
+class Said:
+    """The last verdict on a request. Times are monotonic seconds.
+
+    `lapsed`: its reservation ran out before the engine reported it, so that its place may have been given away.
+    `seen_s`: when the engine first reported it after the verdict; infinite before.
+    """
+
+    attempt: int
+    verdict: types_pb2.Verdict
+    deadline_s: float
+    lapsed: bool = False
+    seen_s: float = math.inf
+
+    @property
+    def admitted(self) -> bool:
+        """Whether it was a promise."""
+        return self.verdict.kind == types_pb2.VERDICT_KIND_ADMITTED
+
+
+class VerdictHistory:
+    """The last few thousand verdicts of one replica, by request id."""
+
+    def __init__(self) -> None:
+        self._said: OrderedDict[str, Said] = OrderedDict()
+
+    def remember(self, request_id: str, said: Said) -> None:
+        """Keep a verdict in place of the one before it."""
+        self._said[request_id] = said
+        self._said.move_to_end(request_id)
+        while len(self._said) > _MOST:
+            self._said.popitem(last=False)
+
+    def get(self, request_id: str) -> Said | None:
+        """The last verdict; None if the request was never asked about, or long ago."""
+        return self._said.get(request_id)
+
+    def lapsed(self, request_id: str) -> None:
+        """The reservation of the request has run out."""
+        said = self._said.get(request_id)
+        if said is not None:
+            said.lapsed = True
+
+    def seen(self, request_id: str, now_s: float) -> None:
+        """The engine reports the request."""
+        said = self._said.get(request_id)
+        if said is not None:
+            said.seen_s = min(said.seen_s, now_s)
