@@ -31,6 +31,7 @@ class Reason(StrEnum):
     """Closed list of error reasons, sent as `ErrorInfo.reason`."""
 
     ADMISSION_DRAINING = "ADMISSION_DRAINING"
+    ADMISSION_UNAVAILABLE = "ADMISSION_UNAVAILABLE"
     BROKER_UNAVAILABLE = "BROKER_UNAVAILABLE"
     CLIENT_DEADLINE = "CLIENT_DEADLINE"
     ENGINE_FAILED = "ENGINE_FAILED"
@@ -55,6 +56,7 @@ class Reason(StrEnum):
 
 _CODES: dict[Reason, grpc.StatusCode] = {
     Reason.ADMISSION_DRAINING: grpc.StatusCode.UNAVAILABLE,
+    Reason.ADMISSION_UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
     Reason.BROKER_UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
     Reason.CLIENT_DEADLINE: grpc.StatusCode.DEADLINE_EXCEEDED,
     Reason.ENGINE_FAILED: grpc.StatusCode.INTERNAL,

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, cast
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
@@ -19,6 +20,7 @@ from grpc_status import rpc_status
 from opentelemetry.instrumentation.grpc import aio_client_interceptors, aio_server_interceptor, filters
 
 from services.common.errors import Reason, SloServeError, pushback_trailer, to_status
+from services.common.undecodable import undecodable
 
 __all__ = ["MAX_MESSAGE_BYTES", "RpcServer", "open_channel"]
 
@@ -72,7 +74,26 @@ class _ErrorInterceptor(grpc.aio.ServerInterceptor):
             (True, True): grpc.stream_stream_rpc_method_handler,
         }[(handler.request_streaming, handler.response_streaming)]
         behaviour = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
-        return make(wrap(behaviour, method), handler.request_deserializer, handler.response_serializer)
+        decode = handler.request_deserializer if handler.request_streaming else _decoder(handler.request_deserializer)
+        return make(wrap(behaviour, method), decode, handler.response_serializer)
+
+
+def _decoder(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """Decodes a request, or returns the error that its handler is to end with: gRPC itself would say INTERNAL."""
+
+    def call(data: bytes) -> Any:
+        try:
+            return decode(data)
+        except DecodeError:
+            return undecodable(decode.__self__.DESCRIPTOR, data)  # type: ignore[attr-defined]  # Message.FromString
+
+    return call
+
+
+def _checked(request: Any) -> Any:
+    if isinstance(request, SloServeError):
+        raise request
+    return request
 
 
 def _typed(error: Exception, method: str) -> SloServeError:
@@ -85,7 +106,7 @@ def _typed(error: Exception, method: str) -> SloServeError:
 def _wrap_unary(behaviour: Callable[..., Awaitable[Any]], method: str) -> Callable[..., Awaitable[Any]]:
     async def call(request: Any, context: Any) -> Any:
         try:
-            return await behaviour(request, context)
+            return await behaviour(_checked(request), context)
         except (grpc.aio.AbortError, asyncio.CancelledError):
             raise
         except Exception as error:
@@ -96,8 +117,9 @@ def _wrap_unary(behaviour: Callable[..., Awaitable[Any]], method: str) -> Callab
 
 def _wrap_streaming(behaviour: Callable[..., AsyncIterator[Any]], method: str) -> Callable[..., AsyncIterator[Any]]:
     async def call(request: Any, context: Any) -> AsyncIterator[Any]:
-        responses = behaviour(request, context)
+        responses = None
         try:
+            responses = behaviour(_checked(request), context)
             async for response in responses:
                 yield response
         except (grpc.aio.AbortError, asyncio.CancelledError):

@@ -1,0 +1,143 @@
+"""The parts of an admission process, put together, and the order in which they start and stop."""
+
+import asyncio
+import logging
+from pathlib import Path
+
+from redis.asyncio import Redis
+
+from protos import admission_pb2_grpc
+from services.admission.accounts import Accounts
+from services.admission.background import Background
+from services.admission.endings import Endings
+from services.admission.front import Front
+from services.admission.handover import Handover
+from services.admission.rescue import Rescue
+from services.admission.routers import Routers
+from services.admission.service import SERVICE, AdmissionService
+from services.admission.session import Session
+from services.admission.sessions import Sessions
+from services.admission.settings import AdmissionSettings
+from services.admission.tokens import ModelTokens
+from services.admission.workers import Workers
+from services.common.clock import Clock
+from services.common.config import Catalogue
+from services.common.errors import Reason, SloServeError
+from services.common.instruments import AdmissionInstruments
+from services.common.registry import FleetChange, ReplicaWatcher
+from services.common.request_store import RequestStore
+from services.common.rpc import RpcServer
+
+__all__ = ["AdmissionProcess", "served_name"]
+
+_log = logging.getLogger(__name__)
+
+_LAST_CALLS_S = 5.0
+
+
+def served_name(model: str) -> str:
+    """What the model is called in metrics: a hub id as it is, a directory by its last part."""
+    return Path(model).resolve().name if Path(model).is_dir() else model
+
+
+class AdmissionProcess:
+    """Everything one process runs. Usage: `await start()`, then `await drain(grace_s)` and `await stop()`."""
+
+    def __init__(
+        self,
+        settings: AdmissionSettings,
+        catalogue: Catalogue,
+        tokens: ModelTokens,
+        redis: Redis,
+        clock: Clock,
+        instruments: AdmissionInstruments,
+    ) -> None:
+        self._background = Background()
+        self._sweep: asyncio.Task[None] | None = None
+        self._watcher = ReplicaWatcher(redis, self._fleet_changed)
+        store = RequestStore(redis, clock)
+        accounts = Accounts(instruments, clock, served_name(settings.model))
+        self._routers = Routers(settings.routers)
+        self.sessions = Sessions(accounts, clock, lambda session: self._endings.abandon(session))
+        self._workers = Workers(self.sessions, settings.admission_id, clock, instruments, self._background, self._doubt)
+        self._rescue = Rescue(
+            store,
+            self._routers,
+            self._workers,
+            self.sessions,
+            lambda: self._watcher.replicas,
+            clock,
+            instruments,
+            settings.rescue_patience_s,
+        )
+        handover = Handover(
+            redis, store, self.sessions, self._workers, tokens, settings.admission_id, settings.keep_finished_s
+        )
+        self._endings = Endings(store, self.sessions, self._workers, handover, self._background)
+        front = Front(
+            catalogue=catalogue,
+            tokens=tokens,
+            admission_id=settings.admission_id,
+            keep_s=settings.keep_finished_s,
+            clock=clock,
+            replicas=lambda: self._watcher.replicas,
+            store=store,
+            routers=self._routers,
+            sessions=self.sessions,
+            handover=handover,
+            endings=self._endings,
+            accounts=accounts,
+        )
+        self._service = AdmissionService(front, self.sessions, handover, self._endings, clock)
+        self._server = RpcServer(f"{settings.host}:{settings.port}")
+        admission_pb2_grpc.add_AdmissionServicer_to_server(self._service, self._server.grpc)
+
+    @property
+    def port(self) -> int:
+        """The port that is served."""
+        return self._server.port
+
+    async def start(self) -> None:
+        """Watch the fleet, link to its workers, serve."""
+        await self._watcher.start()
+        self._sweep = asyncio.create_task(self._rescue.sweep_forever(), name="rescue sweep")
+        await self._server.start([SERVICE])
+
+    async def drain(self, grace_s: float) -> None:
+        """Refuse new requests and let the running ones finish, for up to `grace_s`.
+
+        What still runs then ends with ADMISSION_DRAINING; it is cancelled unless its client asked for a grace of its
+        own, with which another process can resume it.
+        """
+        await self._server.set_serving(False)
+        self._service.drain()
+        if await self.sessions.wait_unread(grace_s):
+            return
+        left = self.sessions.read()
+        _log.warning("%d requests still run after %g s of draining", len(left), grace_s)
+        for session in left:
+            resumable = session.facts.resume_grace_s > 0
+            hint = "resume it at another one" if resumable else "it was cancelled"
+            text = f"this admission process shut down before request {session.request_id} was done; {hint}"
+            session.fail(SloServeError(Reason.ADMISSION_DRAINING, text, retry_after_ms=0.0))
+            if not resumable:
+                self._endings.give_up(session)
+
+    async def stop(self) -> None:
+        """Stop serving and let go of everything."""
+        await self._server.stop(1.0)
+        await self._watcher.stop()
+        if self._sweep is not None:
+            self._sweep.cancel()
+            await asyncio.gather(self._sweep, return_exceptions=True)
+        self.sessions.close()
+        await self._background.drain(_LAST_CALLS_S)
+        await self._background.close()
+        await self._workers.close()
+        await self._routers.close()
+
+    def _fleet_changed(self, change: FleetChange) -> None:
+        self._workers.fleet_changed(change, self._watcher.replicas)
+
+    def _doubt(self, session: Session) -> None:
+        self._background.start(self._rescue.examine(session), f"examination of {session.request_id}")

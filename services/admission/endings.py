@@ -1,0 +1,95 @@
+"""Ending requests before they are done: by their client, by its absence, or because they never got a place."""
+
+from protos import types_pb2
+from services.admission.background import Background
+from services.admission.handover import Handover
+from services.admission.session import Session
+from services.admission.sessions import Sessions
+from services.admission.workers import Workers
+from services.common.errors import Reason, SloServeError
+from services.common.request_record import RequestState
+from services.common.request_store import RequestStore
+
+__all__ = ["Endings"]
+
+_MAYBE_QUEUED = (Reason.ROUTER_UNAVAILABLE, Reason.CLIENT_DEADLINE, Reason.BROKER_UNAVAILABLE, Reason.INTERNAL)
+"""After these errors of a placement the request may be in a queue all the same."""
+
+
+class Endings:
+    """Cancels in Redis and at the worker at once: the KV blocks are free within an engine step."""
+
+    def __init__(
+        self,
+        store: RequestStore,
+        sessions: Sessions,
+        workers: Workers,
+        handover: Handover,
+        background: Background,
+    ) -> None:
+        self._store = store
+        self._sessions = sessions
+        self._workers = workers
+        self._handover = handover
+        self._background = background
+
+    async def cancel(self, request_id: str, tenant: str) -> bool:
+        """A client's own cancel, of a request served here or elsewhere. False where it had already ended."""
+        session = self._sessions.get(request_id)
+        if session is not None:
+            if session.facts.queued.tenant != tenant:
+                raise _unknown(request_id)
+            if session.state.ended:
+                return False
+            session.end(types_pb2.FINISH_REASON_CANCELLED)
+            await self._cancel(request_id, session.replica_id, "client")
+            return True
+        record = await self._store.get(request_id)
+        if record is None or record.tenant != tenant:
+            raise _unknown(request_id)
+        if record.state.ended:
+            return False
+        await self._cancel(request_id, record.replica_id, "client")
+        return True
+
+    def give_up(self, session: Session) -> None:
+        """Nobody waits for this request any more."""
+        session.end(types_pb2.FINISH_REASON_CANCELLED)
+        self._background.start(
+            self._cancel(session.request_id, session.replica_id, "client gone"), f"cancel of {session.request_id}"
+        )
+        self._sessions.drop(session)
+
+    def abandon(self, session: Session) -> None:
+        """Its grace ran out: give it up, unless another process serves it now."""
+        if session.facts.resume_grace_s > 0:
+            self._background.start(self._abandon(session), f"giving up {session.request_id}")
+        else:
+            self.give_up(session)
+
+    def not_placed(self, session: Session, error: SloServeError) -> None:
+        """Its placement failed. It may be retried under its id, unless it is in a queue after all."""
+        if error.reason in _MAYBE_QUEUED:
+            self._background.start(self._unqueue(session.request_id), f"cancel of {session.request_id}")
+
+    async def _abandon(self, session: Session) -> None:
+        if await self._handover.is_mine(session.request_id):
+            self.give_up(session)
+        else:
+            self._sessions.drop(session)
+
+    async def _unqueue(self, request_id: str) -> None:
+        record = await self._store.get(request_id)
+        if record is not None and record.state is not RequestState.NEW:
+            await self._cancel(request_id, record.replica_id, "client gone")
+
+    async def _cancel(self, request_id: str, replica_id: str, reason: str) -> None:
+        if replica_id:  # where it runs its blocks go first, whatever Redis is doing
+            await self._workers.cancel_at(replica_id, request_id, 0, reason)
+        met = await self._store.cancel(request_id)
+        if met.replica_id and met.replica_id != replica_id:
+            await self._workers.cancel_at(met.replica_id, request_id, 0, reason)
+
+
+def _unknown(request_id: str) -> SloServeError:
+    return SloServeError(Reason.REQUEST_UNKNOWN, f"no request {request_id!r}")

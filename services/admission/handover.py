@@ -1,0 +1,153 @@
+"""Requests that move from one admission process to another.
+
+With a resume grace, what another process needs to serve the request is kept in its `slos:req:{id}` hash: the request
+as it was placed, its verdict and its grace. The tokens are in the worker's memory.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from redis.asyncio import Redis
+
+from protos import router_pb2, types_pb2
+from services.admission.queueing import output_rules
+from services.admission.request_trace import RequestTrace
+from services.admission.session import Session, SessionFacts
+from services.admission.sessions import Sessions
+from services.admission.tokens import ModelTokens
+from services.admission.workers import Workers
+from services.common import keys
+from services.common.broker import broker_errors
+from services.common.errors import Reason, SloServeError
+from services.common.request_record import RequestRecord, RequestState
+from services.common.request_store import RequestStore
+from services.common.telemetry import TraceContext
+
+__all__ = ["Handover"]
+
+# Stores fields of a hash that exists: an expired request must not come back as a stub.
+_AMEND = """
+if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+redis.call('HSET', KEYS[1], unpack(ARGV))
+return 1
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    queued: types_pb2.QueuedRequest
+    verdict: types_pb2.Verdict
+    grace_s: float
+    last_stage_limit: int | None
+
+
+class Handover:
+    """Leaves requests for other processes, and takes theirs."""
+
+    def __init__(
+        self,
+        redis: "Redis",
+        store: RequestStore,
+        sessions: Sessions,
+        workers: Workers,
+        tokens: ModelTokens,
+        admission_id: str,
+        keep_s: float,
+    ) -> None:
+        self._command: Callable[..., Awaitable[Any]] = redis.execute_command
+        self._store = store
+        self._sessions = sessions
+        self._workers = workers
+        self._tokens = tokens
+        self._admission_id = admission_id
+        self._keep_s = keep_s
+
+    async def leave(self, session: Session) -> None:
+        """Store what another process needs to resume this session."""
+        facts = session.facts
+        verdict = session.verdict or types_pb2.Verdict()
+        await self._amend(
+            session.request_id,
+            resume_request=facts.queued.SerializeToString(),
+            resume_verdict=verdict.SerializeToString(),
+            resume_grace_s=facts.resume_grace_s,
+            resume_last_stage_limit=facts.rules.last_stage_limit or 0,
+        )
+
+    async def is_mine(self, request_id: str) -> bool:
+        """False once another process serves the request."""
+        record = await self._store.get(request_id)
+        return record is None or record.admission_id == self._admission_id
+
+    async def take(self, request_id: str, from_token: int, tenant: str) -> Session:
+        """Serve a request from here on that another process served; its output is complete from token 0.
+
+        NOT_FOUND where it is unknown, ended, another tenant's, or was opened without a grace; OUT_OF_RANGE where it
+        has not produced `from_token` tokens.
+        """
+        record = await self._store.get(request_id)
+        if record is None or record.tenant != tenant:
+            raise SloServeError(Reason.REQUEST_UNKNOWN, f"no request {request_id!r}")
+        if record.state in (RequestState.CANCELLED, RequestState.FAILED):
+            raise SloServeError(Reason.REQUEST_UNKNOWN, f"request {request_id!r} is {record.state}")
+        kept = await self._kept(request_id)
+        if kept is None:
+            text = f"request {request_id!r} was opened without resume_grace_s and belongs to its own stream"
+            raise SloServeError(Reason.REQUEST_UNKNOWN, text)
+        await self._check_range(record, from_token)
+        session = self._session(record, kept)
+        self._sessions.add(session)
+        await self._amend(request_id, admission=self._admission_id)
+        self._workers.attach(session)
+        return session
+
+    def _session(self, record: RequestRecord, kept: _Kept) -> Session:
+        facts = SessionFacts(
+            queued=kept.queued,
+            rules=output_rules(kept.queued, self._tokens, kept.last_stage_limit),
+            on_infeasible=types_pb2.ON_INFEASIBLE_UNSPECIFIED,
+            resume_grace_s=kept.grace_s,
+            keep_s=self._keep_s,
+        )
+        parent = TraceContext(kept.queued.traceparent, kept.queued.tracestate)
+        trace = RequestTrace("resume", {"slos_serve.request_id": record.request_id}, parent)
+        session = Session(facts, self._tokens.decode, trace)
+        session.placed(
+            router_pb2.PlaceResponse(verdict=kept.verdict, replica_id=record.replica_id, attempt=record.attempt)
+        )
+        first_token_us = record.times_us.get("first_token_us")
+        if first_token_us:  # the SLO clock kept running: it was sent about then
+            session.clock.tokens_sent(1, first_token_us)
+        return session
+
+    async def _check_range(self, record: RequestRecord, from_token: int) -> None:
+        if from_token == 0 and record.state is not RequestState.FINISHED:
+            return
+        link = self._workers.link(record.replica_id)
+        found = link is not None and (await link.attach(record.request_id, from_token)).found
+        if not found and record.state is RequestState.FINISHED:
+            raise SloServeError(
+                Reason.REQUEST_UNKNOWN, f"request {record.request_id!r} has finished and its output is gone"
+            )
+        if not found and record.state is not RequestState.RUNNING:
+            text = f"from_token is {from_token}, request {record.request_id!r} has no output yet"
+            raise SloServeError(Reason.RESUME_OUT_OF_RANGE, text)
+
+    async def _kept(self, request_id: str) -> _Kept | None:
+        names = ["resume_request", "resume_verdict", "resume_grace_s", "resume_last_stage_limit"]
+        with broker_errors():
+            raw = await self._command("HMGET", keys.request_key(request_id), *names)
+        if raw[0] is None:
+            return None
+        return _Kept(
+            types_pb2.QueuedRequest.FromString(raw[0]),
+            types_pb2.Verdict.FromString(raw[1]),
+            float(raw[2]),
+            int(raw[3]) or None,
+        )
+
+    async def _amend(self, request_id: str, **fields: str | bytes | float) -> None:
+        flat = [part for item in fields.items() for part in item]
+        with broker_errors():
+            await self._command("EVAL", _AMEND, 1, keys.request_key(request_id), *flat)

@@ -1,0 +1,217 @@
+"""One request in this process: its facts, its output so far, and what its client has to be told.
+
+A session is a log, not a queue: tokens and markers (stage ends, changed verdicts) stay in order, and a reader walks
+them at its own pace from any token. Resuming, re-attaching and a slow client are therefore the same thing.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from protos import router_pb2, types_pb2, worker_pb2
+from services.admission.lifecycle import Signal, State, next_state
+from services.admission.request_trace import RequestTrace
+from services.admission.stage_clock import StageClock
+from services.admission.transcript import OutputRules, Transcript
+from services.common.errors import Reason, SloServeError
+from services.core.stages import StageEnd
+
+__all__ = ["Intake", "Marker", "Session", "SessionFacts", "VerdictNews"]
+
+
+@dataclass(frozen=True, slots=True)
+class SessionFacts:
+    """What does not change while a request lives. `keep_s`: how long its output is kept after its end."""
+
+    queued: types_pb2.QueuedRequest
+    rules: OutputRules
+    on_infeasible: types_pb2.OnInfeasible.ValueType
+    resume_grace_s: float
+    keep_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class VerdictNews:
+    """The verdict changed; `decision` where it is the answer to a PENDING one."""
+
+    verdict: types_pb2.Verdict
+    reason: str
+    decision: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Marker:
+    """Something to tell the client once it has the first `at_token` output tokens."""
+
+    at_token: int
+    news: StageEnd | VerdictNews
+
+
+class Intake(Enum):
+    """What a chunk asks of whoever received it."""
+
+    TAKEN = auto()
+    IGNORED = auto()  # stale, repeated, or for an ended request
+    GAP = auto()  # tokens before it are missing: attach again
+    CUT = auto()  # the output ended here although the engine goes on: cancel it there
+
+
+class Session:
+    """The state of one live or recently ended request."""
+
+    def __init__(self, facts: SessionFacts, decode: Callable[[Sequence[int]], str], trace: RequestTrace) -> None:
+        self.facts = facts
+        self.trace = trace
+        self.transcript = Transcript(facts.rules, decode)
+        self.clock = StageClock(facts.rules.stages, facts.queued.arrival_us)
+        self.state = State.PLACING
+        self.attempt = facts.queued.attempt
+        self.replica_id = ""
+        self.first_verdict: types_pb2.Verdict | None = None
+        self.verdict: types_pb2.Verdict | None = None
+        self.promised = False
+        self.markers: list[Marker] = []
+        self.finish_reason: types_pb2.FinishReason.ValueType = types_pb2.FINISH_REASON_UNSPECIFIED
+        self.error: SloServeError | None = None
+        self.watcher: asyncio.Event | None = None
+        self.last_heard_s = 0.0
+        self.settled = False
+
+    @property
+    def request_id(self) -> str:
+        """The request's id."""
+        return self.facts.queued.request_id
+
+    @property
+    def met(self) -> bool:
+        """True where the request finished and every stage met its SLO."""
+        return self.state is State.FINISHED and all(report.met for report in self.clock.reports())
+
+    def placed(self, response: router_pb2.PlaceResponse) -> None:
+        """The request has its place: the verdict is known."""
+        self._decide(response.verdict)
+        if self._signal(Signal.PLACED) and self.attempt <= response.attempt:
+            self.attempt = response.attempt
+            self.replica_id = self.replica_id or response.replica_id
+        self._wake()
+
+    def lost(self) -> bool:
+        """Its worker is gone; False where that does not matter (any more)."""
+        return self._signal(Signal.LOST)
+
+    def replaced(self, response: router_pb2.PlaceResponse, reason: str) -> None:
+        """The request has a new place; the client is told."""
+        if self._signal(Signal.REPLACED):
+            if response.attempt >= self.attempt:
+                self.attempt = response.attempt
+                self.replica_id = response.replica_id
+            self._news(response.verdict, reason)
+            self._wake()
+
+    def moved(self, attempt: int, replica_id: str) -> None:
+        """Somebody else placed it again."""
+        self.attempt = max(self.attempt, attempt)
+        self.replica_id = replica_id
+        self._signal(Signal.REPLACED)
+
+    def take(self, replica_id: str, chunk: worker_pb2.TokenChunk) -> Intake:
+        """Take tokens in; repeated ones are dropped, whatever attempt they come from."""
+        have = len(self.transcript.ids)
+        if self.state.ended or chunk.attempt < self.attempt:
+            return Intake.IGNORED
+        if chunk.offset > have:
+            return Intake.GAP
+        self.attempt = chunk.attempt
+        self.replica_id = replica_id
+        if chunk.HasField("verdict"):
+            self._news(chunk.verdict, chunk.verdict.constraint.detail)
+        skip = have - chunk.offset
+        new = chunk.token_ids[skip:] if skip else chunk.token_ids
+        cut = None
+        if new:
+            self._signal(Signal.TOKENS)
+            ends, cut = self.transcript.push(new)
+            for end in ends:
+                self._stage_over(end)
+        if cut is not None:
+            self.end(types_pb2.FINISH_REASON_STOP if cut.by_stop_string else types_pb2.FINISH_REASON_LENGTH)
+            return Intake.TAKEN if chunk.finish_reason else Intake.CUT
+        if chunk.finish_reason:
+            self._end_by_engine(chunk)
+        self._wake()
+        return Intake.TAKEN
+
+    def end(self, reason: types_pb2.FinishReason.ValueType) -> None:
+        """No more tokens come; the client is told `finished` with `reason`."""
+        cancelled = reason == types_pb2.FINISH_REASON_CANCELLED
+        if not self._signal(Signal.CANCELLED if cancelled else Signal.FINISHED):
+            return
+        self.finish_reason = reason
+        self.transcript.close()
+        last = self.transcript.last_stage_end()
+        if last is not None and not cancelled:
+            self._stage_over(last)
+        self._wake()
+
+    def fail(self, error: SloServeError) -> None:
+        """The request ends with an error status."""
+        if self._signal(Signal.FAILED):
+            self.finish_reason = types_pb2.FINISH_REASON_ERROR
+            self.error = error
+            self._wake()
+
+    def close_trace(self) -> None:
+        """End the spans of this request in this process."""
+        kind = self.verdict.kind if self.verdict else types_pb2.VERDICT_KIND_UNSPECIFIED
+        attributes = {
+            "slos_serve.verdict": types_pb2.VerdictKind.Name(kind).removeprefix("VERDICT_KIND_"),
+            "slos_serve.outcome": self.state.value,
+            "slos_serve.met": self.met,
+            "slos_serve.promised": self.promised,
+            "slos_serve.replica": self.replica_id,
+            "slos_serve.attempts": self.attempt,
+            "gen_ai.usage.input_tokens": len(self.facts.queued.prompt_token_ids),
+            "gen_ai.usage.output_tokens": len(self.transcript.ids),
+        }
+        self.trace.end(attributes, self.error.text if self.error else None)
+
+    def _end_by_engine(self, chunk: worker_pb2.TokenChunk) -> None:
+        if chunk.finish_reason == types_pb2.FINISH_REASON_ERROR:
+            text = f"request {self.request_id} failed on {self.replica_id}: {chunk.error or 'no reason given'}"
+            self.fail(SloServeError(Reason.ENGINE_FAILED, text))
+        else:
+            self.end(chunk.finish_reason)
+
+    def _stage_over(self, end: StageEnd) -> None:
+        self.clock.stage_ends(end)
+        self.markers.append(Marker(end.at_output_token, end))
+
+    def _decide(self, verdict: types_pb2.Verdict) -> None:
+        stage = self.facts.rules.stages[0]
+        known = types_pb2.Verdict()
+        known.CopyFrom(verdict)
+        known.ttft_slo_ms = known.ttft_slo_ms or (stage.ttft_s or 0.0) * 1000
+        known.tpot_slo_ms = known.tpot_slo_ms or stage.tpot_s * 1000
+        if self.first_verdict is None:
+            self.first_verdict = known
+        self.verdict = known
+        self.promised = self.promised or known.kind == types_pb2.VERDICT_KIND_ADMITTED
+
+    def _news(self, verdict: types_pb2.Verdict, reason: str) -> None:
+        pending = self.verdict is not None and self.verdict.kind == types_pb2.VERDICT_KIND_PENDING
+        self._decide(verdict)
+        assert self.verdict is not None
+        news = VerdictNews(self.verdict, reason, pending and verdict.kind != types_pb2.VERDICT_KIND_PENDING)
+        self.markers.append(Marker(len(self.transcript.ids), news))
+
+    def _signal(self, signal: Signal) -> bool:
+        after = next_state(self.state, signal)
+        if after is None:
+            return False
+        self.state = after
+        return True
+
+    def _wake(self) -> None:
+        if self.watcher is not None:
+            self.watcher.set()

@@ -1,0 +1,106 @@
+"""The stream of tokens from one worker, kept up as long as its lease lives, and the calls about single requests."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+import grpc
+
+from protos import router_pb2, worker_pb2, worker_pb2_grpc
+from services.common.clock import Clock
+from services.common.errors import Reason, SloServeError, from_rpc_error
+from services.common.rpc import open_channel
+
+__all__ = ["WorkerLink"]
+
+_log = logging.getLogger(__name__)
+
+_CALL_TIMEOUT_S = 5.0
+_FIRST_RETRY_S = 0.05
+_LONGEST_RETRY_S = 1.0
+
+OnBatch = Callable[[worker_pb2.TokenBatch], None]
+
+
+class WorkerLink:
+    """A subscription to one worker process.
+
+    `on_batch` gets every message that carries tokens; `on_linked` is called when the subscription stands, again after
+    every break; `on_skew` gets the worker's clock minus ours, seconds.
+    """
+
+    def __init__(
+        self,
+        replica: router_pb2.Replica,
+        admission_id: str,
+        clock: Clock,
+        *,
+        on_batch: OnBatch,
+        on_linked: Callable[[], None],
+        on_skew: Callable[[float], None],
+    ) -> None:
+        self.replica_id = replica.replica_id
+        self.started_us = replica.started_us
+        self._admission_id = admission_id
+        self._clock = clock
+        self._on_batch = on_batch
+        self._on_linked = on_linked
+        self._on_skew = on_skew
+        self._channel = open_channel(replica.address, traced=False)  # a span that lasts for days helps nobody
+        self._stub = worker_pb2_grpc.WorkerStub(self._channel)
+        self._task = asyncio.create_task(self._follow(), name=f"tokens from {replica.replica_id}")
+
+    async def close(self) -> None:
+        """End the subscription."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        await self._channel.close()
+
+    async def attach(self, request_id: str, from_token: int, grace_us: int = 0) -> worker_pb2.AttachResponse:
+        """Have a request's output sent here, again from `from_token` on."""
+        message = worker_pb2.AttachRequest(
+            request_id=request_id, admission_id=self._admission_id, from_token=from_token, grace_us=grace_us
+        )
+        try:
+            return await self._stub.Attach(message, timeout=_CALL_TIMEOUT_S)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, Reason.WORKER_LOST) from None
+
+    async def cancel(self, request_id: str, attempt: int, reason: str) -> bool:
+        """Stop a request on the worker; False where it no longer ran."""
+        message = worker_pb2.WorkerCancelRequest(request_id=request_id, attempt=attempt, reason=reason)
+        try:
+            return (await self._stub.Cancel(message, timeout=_CALL_TIMEOUT_S)).cancelled
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, Reason.WORKER_LOST) from None
+
+    async def _follow(self) -> None:
+        retry_s = _FIRST_RETRY_S
+        while True:
+            try:
+                await self._subscribe()
+                _log.info("%s ended its token stream", self.replica_id)
+                retry_s = _FIRST_RETRY_S
+            except grpc.RpcError as raw:
+                error = from_rpc_error(raw, Reason.WORKER_LOST)
+                level = logging.INFO if retry_s == _FIRST_RETRY_S else logging.DEBUG
+                _log.log(level, "token stream from %s broke: %s", self.replica_id, error)
+            except SloServeError as error:
+                _log.warning("token stream from %s: %s", self.replica_id, error)
+            await asyncio.sleep(retry_s)
+            retry_s = min(_LONGEST_RETRY_S, retry_s * 2)
+
+    async def _subscribe(self) -> None:
+        asked_us = self._clock.now_us()
+        first = True
+        async for batch in self._stub.Subscribe(worker_pb2.SubscribeRequest(admission_id=self._admission_id)):
+            if first:
+                first = False
+                self._measure_skew(asked_us, batch.sent_at_us)
+                self._on_linked()
+            if batch.chunks:
+                self._on_batch(batch)
+
+    def _measure_skew(self, asked_us: int, sent_at_us: int) -> None:
+        middle_us = (asked_us + self._clock.now_us()) / 2
+        self._on_skew((sent_at_us - middle_us) / 1e6)

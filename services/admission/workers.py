@@ -1,0 +1,129 @@
+"""All live workers: a link to each on sight, tokens to their sessions, and word of those that are gone."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+
+from protos import router_pb2, worker_pb2
+from services.admission.background import Background
+from services.admission.session import Intake, Session
+from services.admission.sessions import Sessions
+from services.admission.worker_link import WorkerLink
+from services.common.clock import Clock
+from services.common.errors import SloServeError
+from services.common.instruments import AdmissionInstruments
+from services.common.registry import FleetChange
+
+__all__ = ["Workers"]
+
+_log = logging.getLogger(__name__)
+
+
+class Workers:
+    """The links of this process. `on_doubt` is called with a session whose worker may have lost it."""
+
+    def __init__(
+        self,
+        sessions: Sessions,
+        admission_id: str,
+        clock: Clock,
+        instruments: AdmissionInstruments,
+        background: Background,
+        on_doubt: Callable[[Session], None],
+    ) -> None:
+        self._sessions = sessions
+        self._admission_id = admission_id
+        self._clock = clock
+        self._instruments = instruments
+        self._background = background
+        self._on_doubt = on_doubt
+        self._links: dict[str, WorkerLink] = {}
+        self._attaching: set[str] = set()
+
+    def fleet_changed(self, change: FleetChange, replicas: Mapping[str, router_pb2.Replica]) -> None:
+        """Link to workers that came, let go of those that left. A restarted one does both."""
+        for replica_id in change.left:
+            link = self._links.pop(replica_id, None)
+            if link is not None:
+                _log.warning("worker %s is gone", replica_id)
+                self._background.start(link.close(), f"closing the link to {replica_id}")
+        for replica_id in change.joined:
+            self._open(replicas.get(replica_id))
+        if change.left:
+            for session in self._sessions.live():
+                if not session.replica_id or session.replica_id in change.left:
+                    self._on_doubt(session)
+
+    def link(self, replica_id: str) -> WorkerLink | None:
+        """The link to a live worker."""
+        return self._links.get(replica_id)
+
+    def attach(self, session: Session) -> None:
+        """Ask a session's worker for everything after what we have."""
+        if session.request_id not in self._attaching:
+            self._attaching.add(session.request_id)
+            self._background.start(self._attach(session), f"attach of {session.request_id}")
+
+    def cancel(self, session: Session, reason: str) -> None:
+        """Tell a session's worker to stop it."""
+        work = self.cancel_at(session.replica_id, session.request_id, session.attempt, reason)
+        self._background.start(work, f"cancel of {session.request_id}")
+
+    async def cancel_at(self, replica_id: str, request_id: str, attempt: int, reason: str) -> None:
+        """Tell a worker to stop a request; a worker that cannot be told is gone or finds out by itself."""
+        link = self._links.get(replica_id)
+        if link is None:
+            return
+        try:
+            await link.cancel(request_id, attempt, reason)
+        except SloServeError as error:
+            _log.warning("cancel of %s on %s: %s", request_id, replica_id, error)
+
+    async def close(self) -> None:
+        """Close every link."""
+        await asyncio.gather(*(link.close() for link in self._links.values()))
+
+    def _open(self, replica: router_pb2.Replica | None) -> None:
+        if replica is None or replica.replica_id in self._links:
+            return
+        replica_id = replica.replica_id
+        gauge = self._instruments.clock_skew_s
+        self._links[replica_id] = WorkerLink(
+            replica,
+            self._admission_id,
+            self._clock,
+            on_batch=self._take,
+            on_linked=lambda: self._linked(replica_id),
+            on_skew=lambda skew_s: gauge.set(skew_s, {"slos_serve.replica": replica_id}),
+        )
+
+    def _linked(self, replica_id: str) -> None:
+        for session in self._sessions.live():
+            if session.replica_id == replica_id:
+                self.attach(session)
+
+    def _take(self, batch: worker_pb2.TokenBatch) -> None:
+        now_s = self._clock.now_s()
+        for chunk in batch.chunks:
+            session = self._sessions.get(chunk.request_id)
+            if session is None:
+                continue  # given up here; its cancel is under way
+            session.last_heard_s = now_s
+            intake = session.take(batch.replica_id, chunk)
+            if intake is Intake.GAP:
+                self.attach(session)
+            elif intake is Intake.CUT:
+                self.cancel(session, "stop")
+
+    async def _attach(self, session: Session) -> None:
+        try:
+            link = self._links.get(session.replica_id)
+            if link is None or session.state.ended:
+                return
+            answer = await link.attach(session.request_id, len(session.transcript.ids))
+            if not answer.found:
+                self._on_doubt(session)
+        except SloServeError as error:
+            _log.info("attach of %s on %s: %s", session.request_id, session.replica_id, error)
+        finally:
+            self._attaching.discard(session.request_id)
