@@ -62,9 +62,13 @@ class Planners:
         request = planner_pb2.ReleaseRequest(replica_id=replica_id, request_id=request_id, attempt=attempt)
         self._settle(self._release(replica_id, request))
 
+    async def settled(self) -> None:
+        """Return once every confirmation under way has been answered."""
+        await asyncio.gather(*self._settling, return_exceptions=True)
+
     async def close(self) -> None:
         """Finish what is being confirmed and close the channels."""
-        await asyncio.gather(*self._settling, return_exceptions=True)
+        await self.settled()
         for channel in self._channels.values():
             await channel.close()
 

@@ -1,9 +1,9 @@
 """What a router process is told."""
 
 import re
-from typing import Annotated, Self
+from typing import Annotated
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 from pydantic_settings import NoDecode
 
 from services.common.config import ServiceSettings
@@ -35,11 +35,12 @@ class RouterSettings(ServiceSettings):
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
-    @model_validator(mode="after")
-    def _addresses(self) -> Self:
-        if not self.planners:
-            raise ValueError("planners: give at least one host:port")
-        for address in self.planners:
+    @field_validator("planners")
+    @classmethod
+    def _addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("give at least one host:port")
+        for address in value:
             if not _ADDRESS.match(address):
-                raise ValueError(f"planners: {address!r} is not host:port")
-        return self
+                raise ValueError(f"{address!r} is not host:port")
+        return value
