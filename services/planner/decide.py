@@ -164,7 +164,7 @@ class Decider:
 
     def run(self, prefills: Sequence[Prefill]) -> Decisions:
         """Ask the core about prefills on top of everything in the ledger."""
-        view = self._ledger.view(without_ids=frozenset(prefill.id for prefill in prefills))
+        view = self._ledger.view(asked_ids=frozenset(prefill.id for prefill in prefills))
         policy, settings = self._planning.policy, self._planning.settings
         started_s = time.perf_counter()
         try:

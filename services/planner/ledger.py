@@ -9,7 +9,7 @@ then on the state carries it), when it is released, or when its own first-token 
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 
@@ -189,9 +189,11 @@ class Ledger:
 
     # --- the core's view ---
 
-    def view(self, without_ids: frozenset[str] = frozenset()) -> ReplicaView:
-        """The replica as the core plans it, now, less what waits under one of `without_ids` (candidates themselves).
+    def view(self, asked_ids: frozenset[str] = frozenset()) -> ReplicaView:
+        """The replica as the core plans it, now, less the requests that are asked about.
 
+        Where the engine still holds a request under an id that is reserved or asked about (an older attempt, or one to
+        be promoted), only the newer claim is planned; the blocks it holds count as held by others.
         Raises `SloServeError` (REPLICA_UNKNOWN) before the first state.
         """
         if self._capacity is None or self._perf_model is None:
@@ -199,11 +201,13 @@ class Ledger:
         self._expire()
         now_s = self._clock.now_s()
         seen = self._capacity
+        newer_ids = (self._reservations.keys() | asked_ids) & self._entries.keys()
+        reserved = (held.prefill for held in self._reservations.values() if held.prefill.id not in asked_ids)
         return ReplicaView(
             now_s=now_s,
             model=self._perf_model,
-            decoders=self._decoders(now_s - max(seen.observed_s, seen.engine_free_s)),
-            prefills=tuple(p for p in self._prefills() if p.id not in without_ids),
+            decoders=self._decoders(newer_ids, now_s - max(seen.observed_s, seen.engine_free_s)),
+            prefills=(*self._engine_prefills(newer_ids), *reserved),
             free_blocks=seen.free_blocks,
             total_blocks=seen.total_blocks,
             block_size=seen.block_size,
@@ -211,7 +215,7 @@ class Ledger:
             engine_free_at_s=seen.engine_free_s if seen.engine_free_s > now_s else -math.inf,
         )
 
-    def _decoders(self, since_s: float) -> Sequence[Decoder]:
+    def _decoders(self, newer_ids: Set[str], since_s: float) -> Sequence[Decoder]:
         """Decoders as they will be when the next batch starts.
 
         Reports count the tokens in flight, so that they describe the moment the engine is free. From then on decoders
@@ -219,14 +223,15 @@ class Ledger:
         that has gone quiet is not given more than half a second of that.
         """
         if self._columns is None:
-            found = [entry.planned for entry in self._entries.values() if isinstance(entry.planned, Decoder)]
-            self._columns = columns_of(found)
+            self._columns = columns_of(self._engine_decoders(frozenset()))
+        columns = columns_of(self._engine_decoders(newer_ids)) if newer_ids else self._columns
         coast_s = min(max(0.0, since_s), _MAX_COAST_S)
-        return replace(self._columns, next_deadline_s=self._columns.next_deadline_s + coast_s)
+        return replace(columns, next_deadline_s=columns.next_deadline_s + coast_s)
 
-    def _prefills(self) -> Iterator[Prefill]:
-        for request_id, entry in self._entries.items():
-            if isinstance(entry.planned, Prefill) and request_id not in self._reservations:
-                yield entry.planned
-        for reservation in self._reservations.values():
-            yield reservation.prefill
+    def _engine_decoders(self, newer_ids: Set[str]) -> list[Decoder]:
+        entries = self._entries.items()
+        return [e.planned for name, e in entries if isinstance(e.planned, Decoder) and name not in newer_ids]
+
+    def _engine_prefills(self, newer_ids: Set[str]) -> list[Prefill]:
+        entries = self._entries.items()
+        return [e.planned for name, e in entries if isinstance(e.planned, Prefill) and name not in newer_ids]

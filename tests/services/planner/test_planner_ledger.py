@@ -6,6 +6,7 @@ from services.common.clock import Clock
 from services.common.errors import Reason, SloServeError
 from services.core.lengths import LengthForecaster
 from services.core.slo import Tier
+from services.core.view import check_view
 from services.planner.audit import Cause, cause_of
 from services.planner.candidates import parse_candidate
 from services.planner.history import Said
@@ -91,6 +92,16 @@ def test_the_end_of_an_older_attempt_does_not_end_the_newer_ones_reservation(rep
     replica.say(3, full=False, removed_ids=["r1"])
     assert planned_ids(replica) == ["r1"]
     assert replica.ledger.attempt("r1") == 2
+
+
+def test_a_newer_claim_is_planned_in_place_of_what_the_engine_still_holds(replica) -> None:
+    replica.say(2, full=False, requests=[replica.request("r1"), replica.request("r2")])
+    replica.reserve("r1", attempt=2)
+    view = replica.ledger.view()
+    assert [decoder.id for decoder in view.decoders] == ["r2"]
+    assert [prefill.id for prefill in view.prefills] == ["r1"]
+    assert len(replica.ledger.view(asked_ids=frozenset({"r2"})).decoders) == 0
+    check_view(view)
 
 
 def test_deltas_apply_only_on_top_of_the_one_before(replica) -> None:
