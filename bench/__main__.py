@@ -9,6 +9,7 @@ import typer
 
 COMMANDS: Final = {
     "demo": "start everything, send recorded traffic, show promised against delivered",
+    "overhead": "what the services add to a bare engine",
     "replay": "decide recorded plans again, under the same policy or another",
 }
 

@@ -7,7 +7,7 @@ from enum import StrEnum
 import numpy as np
 
 from bench.demo_workload import DemoRequest
-from protos import admission_pb2, types_pb2
+from services.client import Finished, Verdict
 
 __all__ = ["ApplicationSummary", "Outcome", "Progress", "Quantiles", "summarise"]
 
@@ -29,16 +29,15 @@ class Outcome:
 
     request: DemoRequest
     progress: Progress = Progress.PLANNED
-    verdict: types_pb2.Verdict | None = None
-    changed: bool = False  # the verdict changed later
+    verdict: Verdict | None = None
     num_tokens: int = 0
-    finished: admission_pb2.Finished | None = None
+    finished: Finished | None = None
     error: str = ""
 
     @property
     def admitted(self) -> bool:
         """Promised, on arrival or later."""
-        return self.verdict is not None and self.verdict.kind == types_pb2.VERDICT_KIND_ADMITTED
+        return self.verdict is not None and self.verdict.kind == "ADMITTED"
 
 
 @dataclass(frozen=True, slots=True)

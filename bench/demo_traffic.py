@@ -3,15 +3,14 @@
 import asyncio
 from collections.abc import Callable, Sequence
 
-import grpc
-
 from bench.demo_outcome import Outcome, Progress
 from bench.prompts import PromptMaker
-from protos import admission_pb2, admission_pb2_grpc, types_pb2
-from services.common.errors import Reason, from_rpc_error
-from services.common.rpc import open_channel
+from services.client import Event, Finished, SlosClient, Tokens, Verdict, VerdictChanged
+from services.common.errors import Reason, SloServeError
 
 __all__ = ["send_all"]
+
+_TEMPERATURE = 0.7
 
 
 async def send_all(
@@ -20,63 +19,48 @@ async def send_all(
     """Send every request at its `at_s` from now, return when all have ended. Prompts are made before the clock runs."""
     texts = [prompts.text(outcome.request.prompt_tokens, outcome.request.seed) for outcome in outcomes]
     began_s = asyncio.get_running_loop().time()
-    async with open_channel(address, traced=False) as channel, asyncio.TaskGroup() as group:
-        stub = admission_pb2_grpc.AdmissionStub(channel)
+    async with SlosClient(address) as client, asyncio.TaskGroup() as group:
         for outcome, text in zip(outcomes, texts, strict=True):
-            group.create_task(_send(stub, outcome, text, began_s + outcome.request.at_s, on_change))
+            group.create_task(_send(client, outcome, text, began_s + outcome.request.at_s, on_change))
 
 
-def _message(outcome: Outcome, text: str) -> admission_pb2.GenerateRequest:
-    tokens = outcome.request.output_tokens
-    return admission_pb2.GenerateRequest(
-        text=text,
-        application=outcome.request.application,
-        # As many tokens as the trace recorded, whatever this model would have said.
-        sampling=types_pb2.Sampling(max_tokens=tokens, min_tokens=tokens, ignore_eos=True, temperature=0.7),
-    )
-
-
-async def _send(
-    stub: "admission_pb2_grpc.AdmissionAsyncStub",
-    outcome: Outcome,
-    text: str,
-    at_s: float,
-    on_change: Callable[[], None],
-) -> None:
+async def _send(client: SlosClient, outcome: Outcome, text: str, at_s: float, on_change: Callable[[], None]) -> None:
     await asyncio.sleep(max(0.0, at_s - asyncio.get_running_loop().time()))
     outcome.progress = Progress.SENT
     on_change()
+    tokens = outcome.request.output_tokens
     try:
-        async for event in stub.Generate(_message(outcome, text)):
+        async for event in client.generate(
+            text,
+            application=outcome.request.application,
+            # As many tokens as the trace recorded, whatever this model would have said.
+            max_tokens=tokens,
+            min_tokens=tokens,
+            ignore_eos=True,
+            temperature=_TEMPERATURE,
+        ):
             _note(outcome, event)
             on_change()
-    except grpc.RpcError as failure:
-        error = from_rpc_error(failure)
-        shed = error.reason is Reason.NO_CAPACITY
-        outcome.progress = Progress.REJECTED if shed else Progress.FAILED
+    except SloServeError as error:
+        outcome.progress = Progress.REJECTED if error.reason is Reason.NO_CAPACITY else Progress.FAILED
         outcome.error = f"{error.reason.value}: {error.text}"
-        on_change()
-        return
-    if outcome.finished is None:
-        outcome.progress = Progress.FAILED
-        outcome.error = "the stream ended without a last message"
-        on_change()
+    if outcome.finished is None and not outcome.error:
+        outcome.progress, outcome.error = Progress.FAILED, "the stream ended without a last message"
+    on_change()
 
 
-def _note(outcome: Outcome, event: admission_pb2.GenerateEvent) -> None:
-    match event.WhichOneof("event"):
-        case "verdict":
-            outcome.verdict = event.verdict
-        case "tokens":
+def _note(outcome: Outcome, event: Event) -> None:
+    match event:
+        case Verdict():
+            outcome.verdict = event
+        case Tokens():
             outcome.progress = Progress.STREAMING
-            outcome.num_tokens += len(event.tokens.ids)
-        case "verdict_changed":
-            outcome.verdict, outcome.changed = event.verdict_changed.verdict, True
-        case "finished":
-            outcome.finished = event.finished
-            ended_well = event.finished.reason in (types_pb2.FINISH_REASON_STOP, types_pb2.FINISH_REASON_LENGTH)
+            outcome.num_tokens += len(event.ids)
+        case VerdictChanged():
+            outcome.verdict = event.verdict
+        case Finished():
+            outcome.finished = event
+            ended_well = event.reason in ("STOP", "LENGTH")
             outcome.progress = Progress.ANSWERED if ended_well else Progress.FAILED
             if not ended_well:
-                outcome.error = f"ended with {types_pb2.FinishReason.Name(event.finished.reason)}"
-        case _:
-            pass  # stage ends are in `finished` too
+                outcome.error = f"ended with {event.reason}"

@@ -1,28 +1,38 @@
 """`slosctl submit`: one request. The text goes to stdout, everything about it to stderr."""
 
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import typer
 from rich.console import Console
 
-from protos import admission_pb2, admission_pb2_grpc, types_pb2
 from services.cli.asynchronous import CommandError, run_async
 from services.cli.reply_view import finish_line, stage_table, verdict_line
 from services.cli.stage_option import StageOptionError, parse_stage
 from services.cli.target import AdmissionOption, DataDirOption, KeyOption, find_target
-from services.common.rpc import open_channel
+from services.client import (
+    Event,
+    Finished,
+    GenerateOptions,
+    OnInfeasible,
+    SlosClient,
+    StageEnd,
+    Tokens,
+    Verdict,
+    VerdictChanged,
+)
 
 __all__ = ["submit"]
 
 EXIT_SLO_MISSED = 4
 
-_ON_INFEASIBLE = {
-    "default": types_pb2.ON_INFEASIBLE_UNSPECIFIED,
-    "best-effort": types_pb2.ON_INFEASIBLE_BEST_EFFORT,
-    "reject": types_pb2.ON_INFEASIBLE_REJECT,
-    "wait": types_pb2.ON_INFEASIBLE_WAIT,
+_ON_INFEASIBLE: Final[dict[str, OnInfeasible | None]] = {
+    "default": None,
+    "best-effort": "BEST_EFFORT",
+    "reject": "REJECT",
+    "wait": "WAIT",
 }
 
 
@@ -57,45 +67,44 @@ async def submit(
         raise typer.BadParameter(str(error), param_hint="--stage") from None
     if not application and not stages:
         application = "chatbot"
-    request = admission_pb2.GenerateRequest(
-        text=sys.stdin.read() if prompt == "-" else prompt,
-        application=application,
-        stages=stages,
-        sampling=types_pb2.Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed, stop=stop or ()),
-        on_infeasible=_ON_INFEASIBLE[on_infeasible],
-    )
+    options: GenerateOptions = {
+        "application": application,
+        "stages": stages,
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "seed": seed,
+        "stop": stop or (),
+        "on_infeasible": _ON_INFEASIBLE[on_infeasible],
+    }
     target = find_target(data_dir, admission=admission)
-    finished = await _stream(request, target.admission, key, timeout_s)
-    if finished.reason not in (types_pb2.FINISH_REASON_STOP, types_pb2.FINISH_REASON_LENGTH):
-        raise CommandError("the request did not run to its end")
+    async with SlosClient(target.admission, key=key or None) as client:
+        text = sys.stdin.read() if prompt == "-" else prompt
+        finished = await _show(client.generate(text, timeout_s=timeout_s, **options))
+    if finished.reason not in ("STOP", "LENGTH"):
+        raise CommandError(f"the request did not run to its end: {finished.reason}")
     if strict and not finished.met:
         raise typer.Exit(EXIT_SLO_MISSED)
 
 
-async def _stream(
-    request: admission_pb2.GenerateRequest, address: str, key: str, timeout_s: float | None
-) -> admission_pb2.Finished:
-    """Print the answer as it comes; its last message."""
+async def _show(events: AsyncIterator[Event]) -> Finished:
+    """Print the answer as it comes; its last event."""
     notes = Console(stderr=True, highlight=False)
-    metadata = (("authorization", f"Bearer {key}"),) if key else ()
-    async with open_channel(address, traced=False) as channel:
-        stub = admission_pb2_grpc.AdmissionStub(channel)
-        async for event in stub.Generate(request, metadata=metadata, timeout=timeout_s):
-            match event.WhichOneof("event"):
-                case "verdict":
-                    notes.print(verdict_line(event.verdict))
-                case "verdict_changed":
-                    notes.print()
-                    notes.print(verdict_line(event.verdict_changed.verdict), event.verdict_changed.reason)
-                case "tokens":
-                    sys.stdout.write(event.tokens.text)
-                    sys.stdout.flush()
-                case "finished":
-                    sys.stdout.write("\n")
-                    sys.stdout.flush()
-                    notes.print(stage_table(event.finished))
-                    notes.print(finish_line(event.finished))
-                    return event.finished
-                case _:
-                    pass  # stage ends come again in the last message
+    async for event in events:
+        match event:
+            case Verdict():
+                notes.print(verdict_line(event))
+            case VerdictChanged():
+                notes.print()
+                notes.print(verdict_line(event.verdict), event.reason)
+            case Tokens():
+                sys.stdout.write(event.text)
+                sys.stdout.flush()
+            case Finished():
+                sys.stdout.write("\n")
+                sys.stdout.flush()
+                notes.print(stage_table(event))
+                notes.print(finish_line(event))
+                return event
+            case StageEnd():
+                pass  # comes again in the last event
     raise CommandError("the stream ended without a last message")

@@ -1,14 +1,14 @@
 from bench.demo_outcome import Outcome, Progress, summarise
 from bench.demo_workload import DemoRequest
-from protos import admission_pb2, types_pb2
+from services.client import Finished, StageReport, Verdict
 
-ADMITTED = types_pb2.Verdict(kind=types_pb2.VERDICT_KIND_ADMITTED)
-BEST_EFFORT = types_pb2.Verdict(kind=types_pb2.VERDICT_KIND_BEST_EFFORT)
+ADMITTED = Verdict("ADMITTED", "w0", "tight", 0.0, 0.0, 100.0, 50.0, None)
+BEST_EFFORT = Verdict("BEST_EFFORT", "", "best-effort", 0.0, 0.0, 100.0, 50.0, None)
 
 
-def answered(verdict: types_pb2.Verdict, *, ttft_ms: float, met: bool, application: str = "coder") -> Outcome:
-    report = admission_pb2.StageReport(
-        kind=types_pb2.STAGE_KIND_ANSWER,
+def answered(verdict: Verdict, *, ttft_ms: float, met: bool, application: str = "coder") -> Outcome:
+    report = StageReport(
+        kind="ANSWER",
         ttft_slo_ms=100,
         ttft_ms=ttft_ms,
         tpot_slo_ms=50,
@@ -16,13 +16,12 @@ def answered(verdict: types_pb2.Verdict, *, ttft_ms: float, met: bool, applicati
         output_tokens=8,
         met=met,
     )
-    promised = verdict.kind == types_pb2.VERDICT_KIND_ADMITTED
-    finished = admission_pb2.Finished(stages=[report], met=met, promised=promised)
+    finished = Finished("LENGTH", 10, 8, (report,), met, verdict is ADMITTED, "w0", "ab" * 16, 1)
     request = DemoRequest(0.0, application, 10, 8, 1)
     return Outcome(request, Progress.ANSWERED, verdict, num_tokens=8, finished=finished)
 
 
-def lost(progress: Progress, verdict: types_pb2.Verdict | None) -> Outcome:
+def lost(progress: Progress, verdict: Verdict | None) -> Outcome:
     return Outcome(DemoRequest(0.0, "coder", 10, 8, 1), progress, verdict, error="gone")
 
 
