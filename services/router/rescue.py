@@ -67,16 +67,22 @@ class Rescuer:
 def next_attempt(
     queued: types_pb2.QueuedRequest, record: RequestRecord, delivered: Sequence[int]
 ) -> types_pb2.QueuedRequest:
-    """The request as its next attempt. `delivered` is its whole output so far, earlier attempts included."""
+    """The request as its next attempt. `delivered` is its whole output as the caller has it, earlier attempts included.
+
+    A worker that handed the request on may have put more into the entry than the caller has received: the longer one
+    is continued, and the next worker sends what is missing.
+    """
     before = list(queued.delivered_token_ids)
-    if list(delivered[: len(before)]) != before:
-        text = f"must be the whole output so far; the first {len(before)} tokens are not those of earlier attempts"
+    shared = min(len(before), len(delivered))
+    if list(delivered[:shared]) != before[:shared]:
+        text = "must be the whole output so far; it contradicts what earlier attempts delivered"
         raise InvalidRequestError(FieldViolation("delivered_token_ids", text))
+    output = max(before, list(delivered), key=len)
     again = types_pb2.QueuedRequest()
     again.CopyFrom(queued)
     again.attempt = record.attempt + 1
-    again.delivered_token_ids[:] = delivered
-    if delivered and not again.HasField("first_token_us") and record.times_us.get("first_token_us"):
+    again.delivered_token_ids[:] = output
+    if output and not again.HasField("first_token_us") and record.times_us.get("first_token_us"):
         again.first_token_us = record.times_us["first_token_us"]
     return again
 

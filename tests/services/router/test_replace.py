@@ -79,10 +79,19 @@ async def test_delivered_tokens_are_the_whole_output_over_all_attempts(world: Wo
     await replace(world, delivered_token_ids=[70, 71])
     error = await error_of(replace(world, attempt=2, delivered_token_ids=[72]))
     assert isinstance(error, InvalidRequestError)
+    assert error.violations[0].field == "delivered_token_ids"
     response = await replace(world, attempt=2, delivered_token_ids=[70, 71, 72])
     [(_, fields)] = await world.redis.xrange(response.stream)
     assert list(decode_entry(fields).delivered_token_ids) == [70, 71, 72]
     assert decode_entry(fields).attempt == 3
+
+
+async def test_what_a_worker_handed_on_is_continued_even_if_the_caller_has_less(world: World) -> None:
+    await running(world)
+    await replace(world, delivered_token_ids=[70, 71, 72])
+    response = await replace(world, attempt=2, delivered_token_ids=[70])
+    [(_, fields)] = await world.redis.xrange(response.stream)
+    assert list(decode_entry(fields).delivered_token_ids) == [70, 71, 72]
 
 
 async def test_what_breaks_every_worker_fails_and_is_kept_as_a_dead_letter(world: World) -> None:
