@@ -38,7 +38,7 @@ class _Output:
     request_id: str
     attempt: int
     admission_id: str
-    ids: array[int]  # the whole output, earlier attempts included
+    ids: "array[int]"  # the whole output, earlier attempts included
     cursor: int  # ids before it were sent
     orphan_grace_s: float
     attached_at_s: float  # to its admission process

@@ -42,6 +42,7 @@ _log = logging.getLogger(__name__)
 _QUEUE_END_S = 5.0
 _ABORT_S = 5.0
 _FLUSH_S = 2.0
+_CANCEL_AGAIN_S = 0.5
 
 
 class Worker:
@@ -241,10 +242,15 @@ class Worker:
         self._tasks[name].set_name(name)
 
     async def _cancel(self, *names: str) -> None:
-        tasks = [self._tasks.pop(name) for name in names if name in self._tasks]
+        tasks = {self._tasks.pop(name) for name in names if name in self._tasks}
+        pending = tasks
+        while pending:  # a library may swallow a cancellation that meets its own timeout: ask again
+            for task in pending:
+                task.cancel()
+            _, pending = await asyncio.wait(pending, timeout=_CANCEL_AGAIN_S)
         for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+            if not task.cancelled() and task.exception() is not None:
+                _log.debug("task %s ended with %r", task.get_name(), task.exception())
 
     async def _until(self, event: "asyncio.Task[Any]", stop: asyncio.Event) -> bool:
         """Wait for an event, or `stop` (False); a background task that ends first raises its error."""
