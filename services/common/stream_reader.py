@@ -19,6 +19,7 @@ from protos import types_pb2
 from services.common import keys
 from services.common.broker import command
 from services.common.errors import SloServeError
+from services.common.lua_scripts import load_script
 from services.common.request_store import RequestStore
 from services.common.stream_entry import MalformedEntryError, decode_entry
 
@@ -59,19 +60,23 @@ class StreamReader:
         stale_ms: int = 30_000,
         reclaim_every_s: float = 5.0,
         max_deliveries: int = 3,
+        forget_consumers_ms: int = 600_000,
         on_dead: Callable[[types_pb2.QueuedRequest, str], Awaitable[None]] | None = None,
     ) -> None:
         """`stale_ms` is how long an entry may go without `keep_alive` before another consumer takes it.
 
+        A consumer silent for `forget_consumers_ms` that holds nothing is dropped from the group.
         `on_dead(request, reason)` is awaited for a request that failed because of too many deliveries.
         """
         self._redis = redis
         self._store = RequestStore(redis)
+        self._forget_consumers = load_script(redis, "forget_consumers")
         self._consumer = consumer
         self._block_ms = block_ms
         self._stale_ms = stale_ms
         self._reclaim_every_s = reclaim_every_s
         self._max_deliveries = max_deliveries
+        self._forget_consumers_ms = forget_consumers_ms
         self._on_dead = on_dead
 
     async def ensure_groups(self, streams: Sequence[str]) -> None:
@@ -108,6 +113,7 @@ class StreamReader:
                     for stream in wanted:
                         async for delivery in self._reclaim(stream, self._stale_ms):
                             yield delivery
+                        await self._forget_consumers([stream], [keys.GROUP, self._consumer, self._forget_consumers_ms])
                     reclaim_at_s = time.monotonic() + self._reclaim_every_s
                 for entry in await self._read(wanted):
                     fresh = await self._deliver(entry, 1)

@@ -181,6 +181,20 @@ async def test_reading_goes_on_after_redis_forgot_the_group(broker: Redis) -> No
     assert got.request.request_id == "b"
 
 
+async def test_consumers_that_are_gone_leave_the_group_unless_they_hold_something(broker: Redis) -> None:
+    stream = keys.BEST_EFFORT_QUEUE
+    await put(broker, "held", stream)
+    await read_as(broker, "holder", stream)
+    entry = await put(broker, "done", stream)
+    await read_as(broker, "gone", stream)
+    await broker.xack(stream, keys.GROUP, entry)
+    reader = StreamReader(broker, B, block_ms=10, forget_consumers_ms=0)
+    await put(broker, "next", stream)
+    await take(reader.deliveries(lambda: [stream]), 1)
+    rows = await broker.xinfo_consumers(stream, keys.GROUP)
+    assert sorted(row["name"].decode() for row in rows) == ["holder", B]
+
+
 async def test_no_stream_to_read_is_no_busy_loop(broker: Redis) -> None:
     asked = 0
     streams: Sequence[str] = ()
