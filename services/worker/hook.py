@@ -86,7 +86,8 @@ class Hook:
         self.changed: dict[str, TrackedRequest] = {}
         self.gone: list[int] = []
         self.preemptions = 0
-        self.profile_budget: int | None = None
+        self.probe_budget: int | None = None
+        self._probes: set[str] = set()
         self.reorder = False
         self._settings = settings
         self._default_caps_s = settings.caps_s
@@ -109,6 +110,10 @@ class Hook:
         if request.promised:
             self._promised += 1
             self._last_promise_s = now_s
+        probe = request.terms.probe
+        if probe is not None:
+            self._probes.add(request.key)
+            self.probe_budget = probe.budget if len(self._probes) == probe.requests else 0
 
     def promote(self, request: TrackedRequest, tier: str, now_s: float) -> None:
         """A best-effort request has a promise from now on."""
@@ -135,6 +140,9 @@ class Hook:
         self.gone.append(request.number)
         if request.promised:
             self._promised -= 1
+        self._probes.discard(request.key)
+        if not self._probes:
+            self.probe_budget = None
 
     def _leave(self, request: TrackedRequest) -> None:
         self.prefilling.pop(request.key, None)
@@ -164,7 +172,7 @@ class Hook:
 
     def planning(self, now_s: float) -> bool:
         """Whether steps are planned: there is a model, no profile is running, and promises are or were around."""
-        if self.timer.model is None or self.profile_budget is not None:
+        if self.timer.model is None or self._probes:
             return False
         return self._promised > 0 or now_s - self._last_promise_s < self._lapse_s
 

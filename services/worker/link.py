@@ -23,7 +23,6 @@ __all__ = [
     "RequestEntry",
     "SetCap",
     "SetModel",
-    "SetProfileBudget",
     "WorkerEnd",
 ]
 
@@ -55,13 +54,7 @@ class SetModel(msgspec.Struct, frozen=True, tag="model"):
     model: ModelTerms
 
 
-class SetProfileBudget(msgspec.Struct, frozen=True, tag="profile"):
-    """Profile: no planning, at most `tokens` per batch; None ends profiling."""
-
-    tokens: int | None
-
-
-Directive = Promote | SetCap | SetModel | SetProfileBudget
+Directive = Promote | SetCap | SetModel
 
 
 class RequestEntry(msgspec.Struct, frozen=True, array_like=True):

@@ -1,25 +1,130 @@
-"""Measuring a replica: a sweep of real batches through the engine, the fit, and the cache of fitted models."""
+"""Measuring a replica at start: real batches of many shapes through the engine, and the fit over them."""
 
+import asyncio
+import random
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import TYPE_CHECKING
 
-from services.core.perf_model import PerfModel
-from services.worker.engine_settings import EngineSettings
+from services.core.fit import FitResult, Sample, fit
+from services.core.perf_model import BatchShape
+from services.worker.engine_api import EngineInfo, EngineReport
+from services.worker.request_terms import ProbeTerms
 
 if TYPE_CHECKING:
     from services.worker.vllm_engine import VllmEngine
 
-__all__ = ["ReplicaProfile", "load_or_measure"]
+__all__ = ["Probe", "measure", "probes", "repeated", "warm_up_probes"]
+
+_SEED = 1
+_STEPS = 4
+_REPEATS = 3
+_SMALLEST_BUDGET = 16
+_LONG_SHARE = 0.3  # of the probes have few requests with long prompts
+_LONG_REQUESTS = 8
+_PROBE_TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
-class ReplicaProfile:
-    """A fitted model and its R2 on batches that did not take part in the fit."""
+class Probe:
+    """`requests` prompts of `prompt_tokens` each, prefilled in batches of `budget` tokens, then `steps - 1` decodes."""
 
-    model: PerfModel
-    r2_heldout: float
+    requests: int
+    prompt_tokens: int
+    budget: int
+    steps: int
 
 
-async def load_or_measure(engine: "VllmEngine", settings: EngineSettings) -> ReplicaProfile:
-    """The cached profile."""
-    raise NotImplementedError
+async def measure(engine: "VllmEngine", vocabulary: int, seconds: float, max_batch_tokens: int) -> FitResult:
+    """Send probes through the engine for about `seconds` and fit the performance model to what was observed.
+
+    Raises NotEnoughSamplesError where the engine did not run enough different batches in that time.
+    """
+    observer = _Observer()
+    rng = random.Random(_SEED)
+    with engine.watching(observer):
+        for probe in warm_up_probes(engine.info, max_batch_tokens):
+            await _run(engine, probe, rng, vocabulary, observer)
+        observer.samples.clear()  # the first batch of every size pays for memory and lazy initialisation
+        end_s = time.monotonic() + seconds
+        for probe in probes(engine.info, max_batch_tokens, rng):
+            for _ in range(_REPEATS):
+                await _run(engine, probe, rng, vocabulary, observer)
+            if time.monotonic() >= end_s:
+                break
+    return fit(repeated(observer.samples))
+
+
+def repeated(samples: Sequence[Sample]) -> list[Sample]:
+    """One sample per shape that was run at least `_REPEATS` times, with its median time.
+
+    A process that was paused and the first batch of a new size take several times as long as the batch itself does.
+    The model is of the batch; how much more it may take on this machine is the on-line margin's business.
+    """
+    times: dict[BatchShape, list[float]] = {}
+    for sample in samples:
+        times.setdefault(sample.shape, []).append(sample.seconds)
+    return [Sample(shape, median(seconds)) for shape, seconds in times.items() if len(seconds) >= _REPEATS]
+
+
+class _Observer:
+    """Collects batches from reports, and lets a probe wait for the engine to be as it needs it."""
+
+    def __init__(self) -> None:
+        self.samples: list[Sample] = []
+        self._ended = 0
+        self._changed = asyncio.Event()
+
+    def __call__(self, report: EngineReport) -> None:
+        self.samples.extend(Sample(shape, took_s) for shape, took_s in report.batches)
+        self._ended += len(report.removed_ids)
+        self._changed.set()
+
+    async def ended(self, requests: int) -> None:
+        """Return once this many more requests were reported gone, their last batch with them."""
+        while self._ended < requests:
+            self._changed.clear()
+            await self._changed.wait()
+        self._ended = 0
+
+
+def warm_up_probes(info: EngineInfo, max_batch_tokens: int) -> Iterator[Probe]:
+    """One probe of every batch size and of the most requests, largest first."""
+    budget = max_batch_tokens
+    while budget >= _SMALLEST_BUDGET:
+        yield Probe(1, min(budget, _longest_prompt(info)), budget, 2)
+        budget //= 2
+    yield Probe(info.max_num_seqs, 16, max_batch_tokens, 3)
+
+
+def probes(info: EngineInfo, max_batch_tokens: int, rng: random.Random) -> Iterator[Probe]:
+    """Probes without end: batch sizes and numbers of requests spread evenly on a logarithmic scale."""
+    longest = _longest_prompt(info)
+    while True:
+        budget = round(_SMALLEST_BUDGET * (max_batch_tokens / _SMALLEST_BUDGET) ** rng.random())
+        requests = round(info.max_num_seqs ** rng.random())
+        prompt_tokens = round(budget * rng.uniform(0.5, 2.0) / requests)
+        if rng.random() < _LONG_SHARE:
+            requests = round(_LONG_REQUESTS ** rng.random())
+            prompt_tokens = round(budget * rng.uniform(1.0, 4.0) / requests)
+        yield Probe(requests, max(4, min(longest, prompt_tokens)), max(budget, requests), _STEPS)
+
+
+def _longest_prompt(info: EngineInfo) -> int:
+    return info.max_model_len - _STEPS - 1
+
+
+async def _run(engine: "VllmEngine", probe: Probe, rng: random.Random, vocabulary: int, observer: _Observer) -> None:
+    """Run one probe to its end; the last batch is reported before this returns.
+
+    Nothing runs until all its requests are in the engine, so that taking them in is not measured.
+    """
+    terms = ProbeTerms(probe.requests, probe.budget)
+    async with asyncio.timeout(_PROBE_TIMEOUT_S), asyncio.TaskGroup() as tasks:
+        for index in range(probe.requests):
+            prompt = [rng.randrange(vocabulary) for _ in range(probe.prompt_tokens)]
+            tasks.create_task(engine.run_probe(f"probe-{index}", prompt, probe.steps, terms))
+    async with asyncio.timeout(_PROBE_TIMEOUT_S):
+        await observer.ended(probe.requests)

@@ -11,7 +11,16 @@ import msgspec
 from services.core.slo import BEST_EFFORT, StageKind, StageSlo
 from services.worker.engine_api import Submission
 
-__all__ = ["EXTRA_ARG", "RequestTerms", "StageTerms", "from_extra_args", "terms_of", "to_extra_args"]
+__all__ = [
+    "EXTRA_ARG",
+    "ProbeTerms",
+    "RequestTerms",
+    "StageTerms",
+    "from_extra_args",
+    "probe_terms",
+    "terms_of",
+    "to_extra_args",
+]
 
 EXTRA_ARG = "slos"
 
@@ -30,6 +39,13 @@ class StageTerms(msgspec.Struct, frozen=True, array_like=True):
         return StageSlo(StageKind(self.kind), None, None, self.tpot_s, self.max_tokens, self.end_token_id)
 
 
+class ProbeTerms(msgspec.Struct, frozen=True, array_like=True):
+    """A request that measures: it waits for the `requests` of its probe and then runs in batches of `budget` tokens."""
+
+    requests: int
+    budget: int
+
+
 class RequestTerms(msgspec.Struct, frozen=True, array_like=True):
     """One attempt of a request, as `Submission` but without the prompt and the sampling."""
 
@@ -44,6 +60,7 @@ class RequestTerms(msgspec.Struct, frozen=True, array_like=True):
     delivered_tokens: int
     first_token_s: float | None
     stages: tuple[StageTerms, ...]
+    probe: ProbeTerms | None = None
 
 
 def terms_of(submission: Submission) -> RequestTerms:
@@ -72,10 +89,15 @@ def to_extra_args(terms: RequestTerms) -> dict[str, Any]:
     return {EXTRA_ARG: msgspec.to_builtins(terms)}
 
 
+def probe_terms(request_id: str, max_tokens: int, probe: ProbeTerms | None) -> RequestTerms:
+    """The terms of a request without any: best effort in a single stage."""
+    stage = StageTerms(StageKind.ANSWER.value, BEST_EFFORT, 1.0, max_tokens, None)
+    return RequestTerms(request_id, 0, "", False, float("inf"), 0.0, max_tokens, "", 0, None, (stage,), probe)
+
+
 def from_extra_args(extra_args: dict[str, Any] | None, request_id: str, max_tokens: int) -> RequestTerms:
     """The terms in `extra_args`; a request that brings none is best effort with a single stage."""
     raw = (extra_args or {}).get(EXTRA_ARG)
     if raw is None:
-        stage = StageTerms(StageKind.ANSWER.value, BEST_EFFORT, 1.0, max_tokens, None)
-        return RequestTerms(request_id, 0, "", False, float("inf"), 0.0, max_tokens, "", 0, None, (stage,))
+        return probe_terms(request_id, max_tokens, None)
     return msgspec.convert(raw, RequestTerms)

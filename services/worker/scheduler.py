@@ -29,7 +29,7 @@ from services.worker.hook import Hook, Pool, Progress, Steering
 from services.worker.hook_config import HookConfig, from_additional_config, model_of
 from services.worker.hook_report import Reporter
 from services.worker.hook_request import TrackedRequest
-from services.worker.link import Directive, HookEnd, Promote, SetCap, SetModel, SetProfileBudget
+from services.worker.link import Directive, HookEnd, Promote, SetCap, SetModel
 from services.worker.request_terms import from_extra_args
 from services.worker.version_guard import check_vllm
 
@@ -165,13 +165,11 @@ class SloScheduler(Scheduler):  # type: ignore[misc]
                 self._hook.set_cap(seconds)
             case SetModel(model):
                 self._hook.timer.set_model(model_of(model))
-            case SetProfileBudget(tokens):
-                self._hook.profile_budget = tokens
 
     def _steer(self, now_s: float) -> Steering:
         hook = self._hook
         if not hook.planning(now_s):
-            return Steering(budget=hook.profile_budget)
+            return Steering(budget=hook.probe_budget)
         waiting = hook.considered(list(self._waiting()))
         self._look_up_prefixes(waiting)
         self._make_room(now_s, waiting)

@@ -15,11 +15,20 @@ from services.worker.engine_settings import EngineSettings
 from services.worker.hook_config import EmulationTerms, HookConfig, model_terms
 from services.worker.hook_mirror import HookMirror
 from services.worker.link import Directive, LinkPath, Promote, SetCap, SetModel, WorkerEnd
-from services.worker.profile import ReplicaProfile, load_or_measure
-from services.worker.request_terms import terms_of, to_extra_args
+from services.worker.profile import measure
+from services.worker.profile_store import (
+    ProfileKey,
+    ReplicaProfile,
+    load_profile,
+    model_fingerprint,
+    processor_name,
+    save_profile,
+)
+from services.worker.request_terms import ProbeTerms, probe_terms, terms_of, to_extra_args
 from services.worker.version_guard import check_vllm
 
 if TYPE_CHECKING:
+    from vllm.config import VllmConfig
     from vllm.v1.engine.async_llm import AsyncLLM
 
 __all__ = ["EngineDiedError", "VllmEngine"]
@@ -76,7 +85,12 @@ class VllmEngine:
     @property
     def r2_heldout(self) -> float:
         """R2 of the performance model on held-out batches; 1.0 where the engine is the model itself."""
-        return _started(self._profile).r2_heldout
+        return self.profile.r2_heldout
+
+    @property
+    def profile(self) -> ReplicaProfile:
+        """Where the performance model came from; valid after `start`."""
+        return _started(self._profile)
 
     @property
     def hook_us(self) -> float:
@@ -147,13 +161,36 @@ class VllmEngine:
         from vllm.platforms import current_platform
 
         hook = HookConfig(address, self._settings.plan, lapse_s=self._settings.lapse_s)
-        await self._launch(vllm_arguments(self._settings, hook, current_platform.is_cpu()), False)
-        self._profile = await load_or_measure(self, self._settings)
+        on_cpu = bool(current_platform.is_cpu())
+        config = await self._launch(vllm_arguments(self._settings, hook, on_cpu), False)
+        hardware = processor_name() if on_cpu else str(current_platform.get_device_name())
+        self._profile = await self._load_or_measure(config, hardware)
         self._model = self._profile.model
         self.direct(SetModel(model_terms(self._model)))
         self._reports = asyncio.Queue()
 
-    async def _launch(self, arguments: dict[str, Any], force_async: bool) -> None:
+    async def _load_or_measure(self, config: "VllmConfig", hardware: str) -> ReplicaProfile:
+        """The replica's performance model, from the cache or from a few seconds of probes."""
+        max_batch_tokens = int(config.scheduler_config.max_num_batched_tokens)
+        key = ProfileKey(
+            model=model_fingerprint(self._settings.model),
+            hardware=hardware,
+            vllm=check_vllm(),
+            dtype=str(config.model_config.dtype),
+            threads=self._settings.threads,
+            block_size=self.info.block_size,
+            max_batch_tokens=max_batch_tokens,
+        )
+        kept = load_profile(key, self._settings.data_dir)
+        if kept is not None:
+            return kept
+        vocabulary = int(config.model_config.get_vocab_size())
+        result = await measure(self, vocabulary, self._settings.profile_s, max_batch_tokens)
+        profile = ReplicaProfile(result.model, result.r2_heldout, result.samples)
+        save_profile(key, profile, self._settings.data_dir)
+        return profile
+
+    async def _launch(self, arguments: dict[str, Any], force_async: bool) -> "VllmConfig":
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -168,6 +205,7 @@ class VllmEngine:
         await self._first_report.wait()
         self._default_sampling = dict(config.model_config.get_diff_sampling_param())
         self._info = engine_info(config, self._mirror.total_blocks, self._mirror.block_size)
+        return config
 
     def _on_output_handler_done(self, _: "asyncio.Task[None]") -> None:
         if not self._stopping:
@@ -207,6 +245,23 @@ class VllmEngine:
                 if not finished:
                     await llm.abort(collector.request_id, internal=True)
                 collector.close()
+
+    async def run_probe(self, request_id: str, prompt_ids: list[int], steps: int, probe: ProbeTerms) -> None:
+        """Run a request that only measures, to its end."""
+        from vllm import SamplingParams
+        from vllm.inputs.engine import tokens_input
+        from vllm.sampling_params import RequestOutputKind
+
+        params = SamplingParams(
+            temperature=0.0,
+            max_tokens=steps,
+            ignore_eos=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
+            extra_args=to_extra_args(probe_terms(request_id, steps, probe)),
+        )
+        async for _ in _started(self._llm).generate(tokens_input(prompt_ids), params, request_id):
+            pass
 
     async def abort(self, request_id: str) -> None:
         """Free the request's KV blocks within one engine step; its iterator ends with `EngineEnd.ABORTED`."""

@@ -1,0 +1,94 @@
+"""Fitted profiles on disk, one file per model, hardware, vLLM version and whatever else changes batch times."""
+
+import json
+import platform
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from services.core.perf_model import PerfModel, Segment
+
+__all__ = ["ProfileKey", "ReplicaProfile", "load_profile", "model_fingerprint", "processor_name", "save_profile"]
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileKey:
+    """Everything that batch times depend on."""
+
+    model: str
+    hardware: str
+    vllm: str
+    dtype: str
+    threads: int
+    block_size: int
+    max_batch_tokens: int
+
+    def path(self, data_dir: Path) -> Path:
+        """Where this profile lives."""
+        digest = blake2b(json.dumps(asdict(self), sort_keys=True).encode(), digest_size=8).hexdigest()
+        return data_dir / "profiles" / f"{digest}.json"
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaProfile:
+    """A fitted model, its R2 on batches that did not take part in the fit, and how many batches there were."""
+
+    model: PerfModel
+    r2_heldout: float
+    samples: int = 0
+    cached: bool = False
+
+
+def load_profile(key: ProfileKey, data_dir: Path) -> ReplicaProfile | None:
+    """The profile kept for `key`; None if there is none that can be read."""
+    path = key.path(data_dir)
+    if not path.is_file():
+        return None
+    try:
+        stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if stored["format"] != _FORMAT or stored["key"] != asdict(key):
+            return None
+        segments = tuple(Segment(**segment) for segment in stored["segments"])
+        model = PerfModel(segments, stored["margin_s"], stored["r2_heldout"])
+        return ReplicaProfile(model, stored["r2_heldout"], stored["samples"], cached=True)
+    except (KeyError, TypeError, ValueError):
+        return None  # written by another version or cut short: measuring again costs seconds
+
+
+def save_profile(key: ProfileKey, profile: ReplicaProfile, data_dir: Path) -> Path:
+    """Keep a profile; the file appears complete or not at all."""
+    path = key.path(data_dir)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stored = {
+        "format": _FORMAT,
+        "key": asdict(key),
+        "segments": [asdict(segment) for segment in profile.model.segments],
+        "margin_s": profile.model.margin_s,
+        "r2_heldout": profile.r2_heldout,
+        "samples": profile.samples,
+    }
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)
+    return path
+
+
+def model_fingerprint(model: str) -> str:
+    """Name of a hub model, or a directory with a digest of its configuration."""
+    config = Path(model) / "config.json"
+    if not config.is_file():
+        return model
+    return f"{Path(model).name}:{blake2b(config.read_bytes(), digest_size=8).hexdigest()}"
+
+
+def processor_name() -> str:
+    """The CPU's marketing name where the system tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
