@@ -15,7 +15,7 @@ from bench.demo_guide import render_guide
 from bench.demo_live import LiveDisplay
 from bench.demo_outcome import Outcome, Progress, summarise
 from bench.demo_start import StartDisplay
-from bench.demo_table import render_table
+from bench.demo_table import render_tables
 from bench.demo_trace import completed_trace, most_telling
 from bench.demo_traffic import send_all
 from bench.demo_workload import DemoWorkload, demo_workload
@@ -120,7 +120,7 @@ async def _traffic(console: Console, stack: LocalStack, workload: DemoWorkload) 
     with LiveDisplay(console, outcomes, workload.seconds) as live:
         await send_all(stack.admission_address, outcomes, prompts, live.tick)
     console.print()
-    console.print(render_table(summarise(outcomes)))
+    console.print(render_tables(summarise(outcomes)))
     _show_errors(console, outcomes)
     return outcomes
 
@@ -140,6 +140,6 @@ async def _show_trace(console: Console, spec: StackSpec, outcomes: Sequence[Outc
     spans = await completed_trace(spec.data_dir / "traces", chosen.finished.trace_id)
     console.print(f"\n[bold]One of them[/], a {chosen.request.application} request, through all four services:")
     if spans:
-        console.print(render_waterfall(spans))
+        console.print(render_waterfall(spans, width=console.width))
     else:
         console.print("its spans are not in the local files (an OTLP endpoint is configured?)", style="dim")

@@ -42,10 +42,10 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Quantiles:
-    """Median and 99th percentile, milliseconds. With a few dozen samples the latter is close to the largest."""
+    """Median and 99th percentile, milliseconds; None of nothing. With few samples the latter is close to the largest."""
 
-    p50_ms: float
-    p99_ms: float
+    p50_ms: float | None
+    p99_ms: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +58,9 @@ class ApplicationSummary:
     best_effort: int
     rejected: int
     failed: int
-    ttft: Quantiles | None
-    ttft_slo: Quantiles | None
-    tpot: Quantiles | None
+    ttft: Quantiles
+    ttft_slo: Quantiles
+    tpot: Quantiles
     tpot_slo_ms: float
     attained: int
     promises: int
@@ -72,9 +72,9 @@ class ApplicationSummary:
         return self.attained / self.offered if self.offered else 0.0
 
 
-def _quantiles(values: Sequence[float]) -> Quantiles | None:
+def _quantiles(values: Sequence[float]) -> Quantiles:
     if not values:
-        return None
+        return Quantiles(None, None)
     p50, p99 = np.percentile(np.asarray(values), [50, 99])
     return Quantiles(float(p50), float(p99))
 

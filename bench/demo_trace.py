@@ -14,12 +14,11 @@ _POLL_S = 0.25
 
 
 def most_telling(outcomes: Sequence[Outcome]) -> Outcome | None:
-    """An answered request with a decode worth seeing, promised if possible, of median length among those."""
+    """The shortest answered request with a decode worth seeing, promised if possible: its small spans show too."""
     answered = [outcome for outcome in outcomes if outcome.progress is Progress.ANSWERED]
     promised = [outcome for outcome in answered if outcome.admitted] or answered
     decoding = [outcome for outcome in promised if outcome.num_tokens >= _LONG_ENOUGH_TOKENS] or promised
-    decoding.sort(key=lambda outcome: outcome.num_tokens)
-    return decoding[len(decoding) // 2] if decoding else None
+    return min(decoding, key=lambda outcome: outcome.num_tokens, default=None)
 
 
 async def completed_trace(directory: Path, trace_id: str, timeout_s: float = 4.0) -> list[SpanRecord]:

@@ -81,4 +81,5 @@ async def trace(
     wanted: str | None = None if last else trace_id.lower()
     if wanted is not None and not (_SHORTEST_PREFIX <= len(wanted) <= _TRACE_ID_DIGITS and set(wanted) <= _HEX):
         wanted = await _trace_id_of_request(trace_id, find_target(data_dir, redis_url=redis_url))
-    Console().print(render_waterfall(find_trace(directory, wanted), with_rpc=rpc))
+    console = Console()
+    console.print(render_waterfall(find_trace(directory, wanted), width=console.width, with_rpc=rpc))

@@ -12,7 +12,8 @@ from services.common.span_file import SpanRecord
 
 __all__ = ["Row", "arrange", "bar", "render_waterfall"]
 
-_BAR_CELLS = 48
+_MIN_BAR_CELLS, _MAX_BAR_CELLS = 16, 64
+_OTHER_COLUMNS = 50  # what names and numbers take of a terminal's width
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _COLOURS = {"admission": "cyan", "router": "magenta", "planner": "yellow", "worker": "green"}
 
@@ -70,8 +71,9 @@ def _service(span: SpanRecord) -> str:
     return span.service.removeprefix("slos-serve-")
 
 
-def render_waterfall(spans: Sequence[SpanRecord], *, with_rpc: bool = False) -> RenderableType:
-    """The waterfall of one trace; `spans` must hold at least one span that is shown."""
+def render_waterfall(spans: Sequence[SpanRecord], *, width: int, with_rpc: bool = False) -> RenderableType:
+    """The waterfall of one trace for a terminal of `width`; `spans` must hold at least one span that is shown."""
+    cells = min(_MAX_BAR_CELLS, max(_MIN_BAR_CELLS, width - _OTHER_COLUMNS))
     rows = arrange(spans, with_rpc=with_rpc)
     first_us = min(row.span.start_us for row in rows)
     last_us = max(row.span.end_us for row in rows)
@@ -81,11 +83,11 @@ def render_waterfall(spans: Sequence[SpanRecord], *, with_rpc: bool = False) -> 
     table.add_column("service", no_wrap=True)
     table.add_column("start ms", justify="right", no_wrap=True)
     table.add_column("ms", justify="right", no_wrap=True)
-    table.add_column(Text(f"0{_milliseconds(length_us).rjust(_BAR_CELLS - 4)} ms", style="dim"), no_wrap=True)
+    table.add_column(Text(f"0{_milliseconds(length_us).rjust(cells - 4)} ms", style="dim"), no_wrap=True)
     for row in rows:
         span, service = row.span, _service(row.span)
         colour = "red" if span.status == "ERROR" else _COLOURS.get(service, "white")
-        extent = bar((span.start_us - first_us) / length_us, (span.end_us - first_us) / length_us, _BAR_CELLS)
+        extent = bar((span.start_us - first_us) / length_us, (span.end_us - first_us) / length_us, cells)
         table.add_row(
             Text("  " * row.depth + span.name, style="bold" if row.depth == 0 else ""),
             Text(service, style=colour),

@@ -56,7 +56,8 @@ def test_bars_lie_where_their_spans_do(start: float, end: float, drawn: str) -> 
 
 def test_the_waterfall_names_every_span_and_its_milliseconds() -> None:
     console = Console(width=140, record=True, file=StringIO())
-    console.print(render_waterfall([span("request", "a", None, 0, 250_000), span("admit", "b", "a", 1_500, 4_000)]))
+    spans = [span("request", "a", None, 0, 250_000), span("admit", "b", "a", 1_500, 4_000)]
+    console.print(render_waterfall(spans, width=140))
     lines = console.export_text().splitlines()
     assert any("request" in line and "250" in line for line in lines)
     assert any("admit" in line and "1.50" in line and "2.50" in line for line in lines)
