@@ -42,7 +42,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Quantiles:
-    """Median and 99th percentile, milliseconds; None of nothing. With few samples the latter is close to the largest."""
+    """Median and 99th percentile, milliseconds; None of nothing. With few samples p99 is near the largest."""
 
     p50_ms: float | None
     p99_ms: float | None

@@ -11,7 +11,7 @@ from bench.demo_outcome import ApplicationSummary
 __all__ = ["render_tables"]
 
 _LEGEND = """\
-attained  share of offered requests whose every stage met its SLO, promised or not
+attained  share of offered requests whose every stage met its SLO, promised or no
 its SLO   TTFT SLOs are multiples of the zero-load prefill time of each prompt
 times     as admission sent the tokens; p99 of so few is close to the largest"""
 
@@ -21,8 +21,8 @@ def render_tables(summaries: Sequence[ApplicationSummary]) -> RenderableType:
     return Group(_verdicts(summaries), Text(), _latencies(summaries), Text(), Text(_LEGEND, style="dim"))
 
 
-def _table(headers: Sequence[str]) -> Table:
-    table = Table(header_style="dim", box=None, padding=(0, 0, 0, 1))
+def _table(headers: Sequence[str], gap: int) -> Table:
+    table = Table(header_style="dim", box=None, padding=(0, 0, 0, gap))
     table.add_column(headers[0], no_wrap=True, min_width=11)
     for header in headers[1:]:
         table.add_column(header, justify="right", no_wrap=True)
@@ -30,7 +30,9 @@ def _table(headers: Sequence[str]) -> Table:
 
 
 def _verdicts(summaries: Sequence[ApplicationSummary]) -> Table:
-    table = _table(("application", "offered", "admitted", "best effort", "rejected", "failed", "attained", "promises"))
+    table = _table(
+        ("application", "offered", "admitted", "best effort", "rejected", "failed", "attained", "promises"), gap=1
+    )
     for row in summaries:
         table.add_row(
             Text(row.application, style="bold"),
@@ -57,7 +59,7 @@ def _verdicts(summaries: Sequence[ApplicationSummary]) -> Table:
 
 
 def _latencies(summaries: Sequence[ApplicationSummary]) -> Table:
-    table = _table(("milliseconds", "TTFT p50", "p99", "its SLO p50", "p99", "TPOT p50", "p99", "its SLO"))
+    table = _table(("milliseconds", "TTFT p50", "p99", "its SLO p50", "p99", "TPOT p50", "p99", "its SLO"), gap=2)
     for row in summaries:
         table.add_row(
             Text(row.application, style="bold"),

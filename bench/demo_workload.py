@@ -15,7 +15,8 @@ __all__ = ["DemoRequest", "DemoWorkload", "demo_workload"]
 _WINDOW_START_S = 900.0  # the window this field uses for these traces
 _MIXED_SECONDS = 4.0
 _SUMMARY_SECONDS = 1.6  # of chat arrivals, spread over the same time: summaries come 2.5 times slower
-_MIN_TOKENS = 4
+_MIN_PROMPT_TOKENS = 16  # what readable text of its own beginning takes
+_MIN_OUTPUT_TOKENS = 4
 _SEED = 2504
 
 
@@ -45,8 +46,8 @@ def _shortened(rows: Sequence[TraceRow], divisor: float, max_prompt: int, max_ou
         DemoRequest(
             at_s=row.arrival_s,
             application=row.application,
-            prompt_tokens=min(max_prompt, max(_MIN_TOKENS, round(row.prompt_tokens / divisor))),
-            output_tokens=min(max_output, max(_MIN_TOKENS, round(row.output_tokens / divisor))),
+            prompt_tokens=min(max_prompt, max(_MIN_PROMPT_TOKENS, round(row.prompt_tokens / divisor))),
+            output_tokens=min(max_output, max(_MIN_OUTPUT_TOKENS, round(row.output_tokens / divisor))),
             seed=_SEED + index,
         )
         for index, row in enumerate(rows)

@@ -23,7 +23,7 @@ def test_lengths_are_divided_and_cut_but_never_vanish() -> None:
     whole = demo_workload(30, length_divisor=1, max_prompt_tokens=10_000, max_output_tokens=10_000)
     small = demo_workload(30, length_divisor=8, max_prompt_tokens=300, max_output_tokens=20)
     for before, after in zip(whole.requests, small.requests, strict=True):
-        assert after.prompt_tokens == min(300, max(4, round(before.prompt_tokens / 8)))
+        assert after.prompt_tokens == min(300, max(16, round(before.prompt_tokens / 8)))
         assert after.output_tokens == min(20, max(4, round(before.output_tokens / 8)))
 
 
