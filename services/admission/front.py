@@ -147,13 +147,12 @@ class Front:
         return session
 
     async def _validate(self, request: admission_pb2.GenerateRequest, trace: RequestTrace) -> ValidRequest:
+        # what the engines really hold decides; the model's own figure only stands in until one is live
         limits = [replica.max_model_len for replica in self._replicas().values() if replica.max_model_len]
-        limits = [max(limits)] if limits else []
-        if self._tokens.context_tokens is not None:
-            limits.append(self._tokens.context_tokens)
-        if not limits:
+        context_tokens = max(limits) if limits else self._tokens.context_tokens
+        if context_tokens is None:
             raise SloServeError(Reason.NO_REPLICA, "no replica is live", retry_after_ms=1000.0)
-        known = Known(self._catalogue, self._tokens, min(limits))
+        known = Known(self._catalogue, self._tokens, context_tokens)
         ids: list[int] = []
         if tokenisable(request, known):
             with trace.step("tokenise") as span:

@@ -65,7 +65,7 @@ class Routers:
         for channel in self._channels:
             await channel.close()
 
-    async def _first_answer(self, call: Callable[[router_pb2_grpc.RouterAsyncStub], Awaitable[T]]) -> T:
+    async def _first_answer(self, call: "Callable[[router_pb2_grpc.RouterAsyncStub], Awaitable[T]]") -> T:
         error: SloServeError | None = None
         start, self._turn = self._turn, (self._turn + 1) % len(self._stubs)
         for offset in range(len(self._stubs)):
