@@ -14,16 +14,17 @@ from types import MappingProxyType
 import numpy as np
 
 from services.core import solver
-from services.core.columns import DecoderColumns, columns_of
+from services.core.columns import columns_of
 from services.core.compiled import seconds
 from services.core.constraint import Constraint
+from services.core.dp_solver import solve_exactly
 from services.core.explain import constraint_of
 from services.core.problem import Problem, problem_of, with_spend
 from services.core.simulate import IN_TIME
 from services.core.speculation import MAX_VERIFY_TOKENS
 from services.core.view import PlanSettings, Prefill, ReplicaView
 
-__all__ = ["Decision", "Decisions", "Policy", "decide"]
+__all__ = ["Decision", "Decisions", "Plan", "Policy", "decide", "plan_for"]
 
 
 class Policy(StrEnum):
@@ -32,9 +33,6 @@ class Policy(StrEnum):
     GREEDY = "greedy"
     MH = "mh"
     DP = "dp"
-
-
-_CODES = {Policy.GREEDY: solver.GREEDY, Policy.MH: solver.MH, Policy.DP: solver.DP}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +79,21 @@ class Decisions:
         return tuple(decision.id for decision in self.decisions if decision.admitted)
 
 
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A solved admission problem: the arrays, the solution, and the prefills on tiers in deadline order."""
+
+    view: ReplicaView
+    items: Sequence[Prefill]
+    asked: Sequence[int]
+    problem: Problem
+    solution: solver.Solution
+
+    def row(self, request_id: str) -> int:
+        """Row of a request; ValueError if it is not part of the plan."""
+        return [item.id for item in self.items].index(request_id)
+
+
 def decide(
     view: ReplicaView, candidates: Sequence[Prefill], policy: Policy = Policy.MH, settings: PlanSettings | None = None
 ) -> Decisions:
@@ -89,59 +102,51 @@ def decide(
     Decisions come in the order: unpromised prefills of the view, then candidates; for GREEDY that is the order of
     arrival. Prefills of tier -1 are ignored. What is not kept is left out for now: ask again at the next batch.
     """
-    settings = settings or PlanSettings()
+    plan = plan_for(view, candidates, policy, settings or PlanSettings())
+    answers = _Answers(plan)
+    return Decisions(
+        tuple(answers.decision(row) for row in plan.asked),
+        plan.solution.cap_s,
+        plan.solution.base_feasible,
+        plan.problem.limits.early_spend,
+        plan.solution.weight,
+    )
+
+
+def plan_for(view: ReplicaView, candidates: Sequence[Prefill], policy: Policy, settings: PlanSettings) -> Plan:
+    """Solve without early spending, and again with it where that is allowed and not everything fits."""
     asked = [p for p in (*view.prefills, *candidates) if p.tier >= 0 and not p.promised]
     held = [p for p in view.prefills if p.tier >= 0 and p.promised]
     items = sorted([*held, *asked], key=lambda p: p.deadline_s)
     rows = {item.id: row for row, item in enumerate(items)}
+    order = [rows[p.id] for p in asked]
     columns = columns_of(view.decoders)
-    problem, solution = _solve(view, columns, items, [rows[p.id] for p in asked], policy, settings)
-    answers = _Answers(view, problem, items, solution)
-    return Decisions(
-        tuple(answers.decision(rows[p.id]) for p in asked),
-        solution.cap_s,
-        solution.base_feasible,
-        problem.limits.early_spend,
-        solution.weight,
-    )
 
+    def solve(trial: Problem) -> solver.Solution:
+        caps_s, arrived = np.array(settings.caps_s), np.array(order, np.int64)
+        if policy is Policy.DP:
+            acceptance = np.array(settings.acceptance, np.float64)
+            return solve_exactly(trial, caps_s, arrived, settings.hopeless_margin_s, acceptance, MAX_VERIFY_TOKENS)
+        code = solver.MH if policy is Policy.MH else solver.GREEDY
+        return solver.solve(trial, code, caps_s, arrived, settings.hopeless_margin_s)
 
-def _solve(
-    view: ReplicaView,
-    columns: DecoderColumns,
-    items: Sequence[Prefill],
-    order: Sequence[int],
-    policy: Policy,
-    settings: PlanSettings,
-) -> tuple[Problem, solver.Solution]:
-    """Solve without early spending, and again with it where that is allowed and not everything fits."""
-    acceptance = np.array(settings.acceptance, np.float64)
-    args = (
-        _CODES[policy],
-        np.array(settings.caps_s),
-        np.array(order, np.int64),
-        settings.hopeless_margin_s,
-        acceptance,
-        MAX_VERIFY_TOKENS,
-    )
     problem = problem_of(view, columns, items, settings, 0.0)
-    solution = solver.solve(problem, *args)
-    total = sum(item.weight for item in items if not item.promised)
+    solution = solve(problem)
+    total = sum(item.weight for item in asked)
     if settings.early_spend > 0 and (solution.weight < total or not solution.base_feasible):
         spending = with_spend(problem, columns, settings.early_spend)
-        again = solver.solve(spending, *args)
+        again = solve(spending)
         if (again.base_feasible, again.weight) > (solution.base_feasible, solution.weight):
-            return spending, again
-    return problem, solution
+            problem, solution = spending, again
+    return Plan(view, items, order, problem, solution)
 
 
 class _Answers:
     """Turns a solution into decisions."""
 
-    def __init__(
-        self, view: ReplicaView, problem: Problem, items: Sequence[Prefill], solution: solver.Solution
-    ) -> None:
-        self.view, self.problem, self.items, self.solution = view, problem, items, solution
+    def __init__(self, plan: Plan) -> None:
+        self.view, self.problem, self.items, self.solution = plan.view, plan.problem, plan.items, plan.solution
+        problem, solution = plan.problem, plan.solution
         self.standing = solution.standing.tolist()
         self.finish_s = solution.finish_s.tolist()
         kept = int(np.count_nonzero(solution.standing))

@@ -13,7 +13,7 @@ import numpy as np
 from services.core import simulate as sim
 from services.core.batch_plan import BatchLimit, BatchPlan, Chunk
 from services.core.columns import DecoderColumns, columns_of
-from services.core.feasibility import settle
+from services.core.feasibility import behind, settle
 from services.core.filling import Filling
 from services.core.problem import Problem, problem_of, with_spend
 from services.core.skipping import rows_to_skip, without_rows
@@ -46,7 +46,7 @@ def _first_feasible(problem: Problem, columns: DecoderColumns, settings: PlanSet
     for spend in (0.0, settings.early_spend) if settings.early_spend > 0 else (0.0,):
         trial = problem if spend == 0 else with_spend(problem, columns, spend)
         for cap_s in settings.caps_s:
-            outcome = sim.simulate(trial, everything, cap_s)
+            outcome = sim.simulate(trial, everything, cap_s, np.inf)
             if outcome.code != sim.MISS_DEADLINE:
                 return outcome, cap_s
             failed = failed or outcome
@@ -71,7 +71,7 @@ def _by_skipping(
     standing = np.full(len(queue), sim.IN_TIME, np.int64)
     standing[late_row + 1 :] = sim.AFTER
     cap_s = float(problem.queue.deadline[late_row] - problem.start_s)
-    outcome = sim.simulate(trial, standing, cap_s)
+    outcome = sim.simulate(trial, standing, cap_s, np.inf)
     if outcome.finish_s[late_row] > problem.queue.deadline[late_row] - problem.limits.margin_s + 1e-9:
         return None
     skipped = [columns.ids[row] for row in rows]
@@ -82,5 +82,6 @@ def _late_last(problem: Problem, settings: PlanSettings) -> tuple[sim.Outcome, f
     """The plan under the default cap, with the prefills that are late anyway behind all others."""
     cap_s, rows = settings.caps_s[0], len(problem.queue.tier)
     standing = np.full(rows, sim.IN_TIME, np.int64)
-    settle(problem, standing, cap_s, np.full(rows, np.inf))
-    return sim.simulate(problem, standing, cap_s), cap_s
+    late_by_s = np.full(rows, np.inf)
+    settle(problem, standing, cap_s, late_by_s)
+    return sim.simulate(problem, standing, cap_s, behind(standing, late_by_s)), cap_s

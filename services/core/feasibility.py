@@ -10,11 +10,12 @@ import numpy as np
 
 from services.core.columns import Floats, Ints
 from services.core.compiled import compiled
+from services.core.fluid import Fluid, first_miss
 from services.core.memory import forecast
 from services.core.problem import EPS_S, Problem
 from services.core.simulate import FEASIBLE, IN_TIME, LATE, MISS_DEADLINE, MISS_TPOT, simulate
 
-__all__ = ["MISS_BLOCKS", "MISS_SEATS", "Verdict", "check", "settle"]
+__all__ = ["MISS_BLOCKS", "MISS_SEATS", "Verdict", "behind", "check", "settle"]
 
 MISS_BLOCKS, MISS_SEATS = 3, 4
 
@@ -32,19 +33,52 @@ class Verdict(NamedTuple):
 
 
 @compiled
-def check(problem: Problem, standing: Ints, cap_s: float, late_by_s: Floats) -> Verdict:
-    """Test the prefills that have a standing. `late_by_s` is when each LATE prefill may finish at the latest."""
+def behind(standing: Ints, late_by_s: Floats) -> float:
+    """When the last late promise is due to be through; inf if none is late."""
+    last = -np.inf
+    for j in range(standing.shape[0]):
+        if standing[j] == LATE:
+            last = max(last, late_by_s[j])
+    return last if last > -np.inf else np.inf
+
+
+@compiled
+def _delays_late_ones(problem: Problem, standing: Ints, cap_s: float, late_by_s: Floats, finish_s: Floats) -> int:
+    """The first late promise that would be through later than without candidates; -1 if none.
+
+    Candidates served behind late promises may share, and so lengthen, their last batch; those in front may not.
+    """
+    last = behind(standing, late_by_s)
+    grace = cap_s
+    for j in range(standing.shape[0]):
+        if standing[j] == IN_TIME and not problem.queue.promised[j] and problem.queue.deadline[j] <= last:
+            grace = EPS_S
+    for j in range(standing.shape[0]):
+        if standing[j] == LATE and finish_s[j] > late_by_s[j] + grace:
+            return j
+    return -1
+
+
+@compiled
+def check(fluid: Fluid, stated: bool, standing: Ints, late_by_s: Floats) -> Verdict:
+    """Test the prefills that have a standing, over the simulated plan or (`stated`) over the stated model.
+
+    `late_by_s` is when each late promise would be through without candidates.
+    """
+    if stated:
+        row, blocks, end = first_miss(fluid, standing)
+        code = FEASIBLE if row < 0 else (MISS_BLOCKS if blocks else MISS_DEADLINE)
+        return Verdict(code, row, 0.0, 0.0, end, 0, np.empty(0))
+    problem, cap_s = fluid.problem, fluid.cap_s
     seats = problem.base.steps.shape[0] + np.count_nonzero(standing)
-    outcome = simulate(problem, standing, cap_s)
+    outcome = simulate(problem, standing, cap_s, behind(standing, late_by_s))
     code, row, needed, available = outcome.code, outcome.row, outcome.needed, outcome.available
     if seats > problem.limits.seats:
         code, row, needed, available = MISS_SEATS, -1, float(seats), float(problem.limits.seats)
     if code == FEASIBLE:
-        for j in range(standing.shape[0]):
-            if standing[j] == LATE and outcome.finish_s[j] > late_by_s[j] + EPS_S:
-                code, row = MISS_DEADLINE, j
-                needed, available = float(problem.queue.remaining[j]), 0.0
-                break
+        j = _delays_late_ones(problem, standing, cap_s, late_by_s, outcome.finish_s)
+        if j >= 0:
+            code, row, needed, available = MISS_DEADLINE, j, float(problem.queue.remaining[j]), 0.0
     if code == FEASIBLE:
         ahead = forecast(problem, standing, outcome.joined)
         if ahead.peak_blocks > problem.limits.blocks:
@@ -64,11 +98,11 @@ def settle(problem: Problem, standing: Ints, cap_s: float, late_by_s: Floats) ->
     make it later.
     """
     fine = True
-    outcome = simulate(problem, standing, cap_s)
+    outcome = simulate(problem, standing, cap_s, np.inf)
     while outcome.code == MISS_DEADLINE and standing[outcome.row] == IN_TIME:
         standing[outcome.row] = LATE
         fine = False
-        outcome = simulate(problem, standing, cap_s)
+        outcome = simulate(problem, standing, cap_s, np.inf)
     for j in range(standing.shape[0]):
         if standing[j] == LATE:
             late_by_s[j] = outcome.finish_s[j]

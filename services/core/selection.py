@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from services.core.columns import Floats, Ints
 from services.core.compiled import compiled, seconds
-from services.core.feasibility import MISS_BLOCKS, Verdict, check
-from services.core.fluid import Fluid, first_miss
+from services.core.feasibility import MISS_BLOCKS, check
+from services.core.fluid import Fluid
 from services.core.memory import forecast
 from services.core.problem import EPS_S, Problem
 from services.core.simulate import FEASIBLE, IN_TIME, LATE, LEFT_OUT, MISS_DEADLINE, MISS_TPOT
 
-__all__ = ["HOPELESS", "Causes", "Selection", "fill_in", "greedy", "moore_hodgson", "screen"]
+__all__ = ["HOPELESS", "Causes", "Selection", "fill_in", "moore_hodgson", "screen"]
 
 HOPELESS = 5
 
@@ -44,16 +44,6 @@ class Selection(NamedTuple):
     standing: Ints
     causes: Causes
     weight: int
-
-
-@compiled
-def _test(fluid: Fluid, stated: bool, standing: Ints, late_by_s: Floats) -> Verdict:
-    """The feasibility test, over the simulated plan or over the stated model."""
-    if not stated:
-        return check(fluid.problem, standing, fluid.cap_s, late_by_s)
-    row, blocks, end = first_miss(fluid, standing)
-    code = FEASIBLE if row < 0 else (MISS_BLOCKS if blocks else MISS_DEADLINE)
-    return Verdict(code, row, 0.0, 0.0, end, 0, np.empty(0))
 
 
 @compiled
@@ -163,7 +153,7 @@ def moore_hodgson(
         if hopeful[j] and standing[j] == IN_TIME:
             weight += queue.weight[j]
     while weight > 0:
-        found = _test(fluid, stated, standing, late_by_s)
+        found = check(fluid, stated, standing, late_by_s)
         if found.code == FEASIBLE:
             break
         upto = found.row if found.code == MISS_DEADLINE and standing[found.row] != LATE else m
@@ -181,16 +171,8 @@ def moore_hodgson(
 
 
 @compiled
-def greedy(
-    fluid: Fluid, stated: bool, promised: Ints, hopeful: Bools, causes: Causes, late_by_s: Floats, order: Ints
-) -> Selection:
-    """First come, first served: in `order`, keep what fits beside what was kept before."""
-    return fill_in(fluid, stated, Selection(promised, causes, 0), hopeful, late_by_s, order)
-
-
-@compiled
 def fill_in(fluid: Fluid, stated: bool, kept: Selection, hopeful: Bools, late_by_s: Floats, order: Ints) -> Selection:
-    """Add, in `order`, what still fits beside what is kept."""
+    """Add, in `order`, what still fits beside what is kept. Starting from nothing, in order of arrival: greedy."""
     standing = kept.standing.copy()
     old = kept.causes
     causes = Causes(old.code.copy(), old.row.copy(), old.needed.copy(), old.available.copy())
@@ -200,7 +182,7 @@ def fill_in(fluid: Fluid, stated: bool, kept: Selection, hopeful: Bools, late_by
         if not hopeful[j] or standing[j] != LEFT_OUT:
             continue
         standing[j] = IN_TIME
-        found = _test(fluid, stated, standing, late_by_s)
+        found = check(fluid, stated, standing, late_by_s)
         if found.code == FEASIBLE:
             weight += fluid.problem.queue.weight[j]
             _blame(causes, j, FEASIBLE, -1, 0.0, 0.0)

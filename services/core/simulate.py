@@ -110,26 +110,35 @@ def _load(
 
 
 @compiled
-def _serving_order(standing: Ints) -> Ints:
-    """Rows in the order they are served: in time, late, after; each class in deadline order."""
+def _serving_order(problem: Problem, standing: Ints, behind_s: float) -> Ints:
+    """Rows in the order they are served: in time, late, unpromised due after `behind_s`, after; each by deadline."""
+    queue = problem.queue
     m = standing.shape[0]
     order = np.empty(m, np.int64)
     size = 0
-    for wanted in range(IN_TIME, AFTER + 1):
+    for turn in range(4):
         for j in range(m):
-            if standing[j] == wanted:
+            if standing[j] == IN_TIME:
+                mine = 2 if not queue.promised[j] and queue.deadline[j] > behind_s else 0
+            else:
+                mine = 1 if standing[j] == LATE else (3 if standing[j] == AFTER else -1)
+            if mine == turn:
                 order[size] = j
                 size += 1
     return order[:size]
 
 
 @compiled
-def simulate(problem: Problem, standing: Ints, cap_s: float) -> Outcome:
-    """Run the batch former forward until every prefill in the plan has its first token, or something is missed."""
+def simulate(problem: Problem, standing: Ints, cap_s: float, behind_s: float) -> Outcome:
+    """Run the batch former forward until every prefill in the plan has its first token, or something is missed.
+
+    Where promises are late already, `behind_s` is when the last of them is due to be through: unpromised prefills with
+    a later deadline wait for them (inf: nothing is late).
+    """
     coef, start_s, limits, tiers, base, queue = problem
     num_tiers = tiers.tpot.shape[0]
     m = queue.deadline.shape[0]
-    order = _serving_order(standing)
+    order = _serving_order(problem, standing, behind_s)
     left = queue.remaining.copy()
     done = queue.computed.copy()
     finish = np.full(m, np.inf)
@@ -152,7 +161,7 @@ def simulate(problem: Problem, standing: Ints, cap_s: float) -> Outcome:
     row = -1
     needed = 0.0
     available = 0.0
-    while h < order.shape[0] and k < _MAX_BATCHES:
+    while h < order.shape[0] and k < _MAX_BATCHES and code == FEASIBLE:
         while p < base.steps.shape[0] and base.steps[p] <= k:
             p += 1
         if k == next_end:
@@ -224,6 +233,8 @@ def simulate(problem: Problem, standing: Ints, cap_s: float) -> Outcome:
             c = queue.tier[j]
             finish[j] = t
             joined[j] = k
+            if standing[j] == IN_TIME and t > queue.deadline[j] - limits.margin_s + EPS_S:
+                code, row, needed, available = MISS_DEADLINE, j, float(served), float(served - queue.remaining[j])
             if queue.output[j] > 1 and standing[j] != AFTER:
                 advance = tiers.gain[c] * tiers.tpot[c] * (1.0 - limits.early_spend)
                 spend = limits.early_spend * tiers.tpot[c] * max(0, queue.output[j] - 2)

@@ -130,26 +130,45 @@ class PlanSettings:
 
 def check_view(view: ReplicaView) -> None:
     """Refuse a view that contradicts itself, with BadViewError naming what is wrong."""
-    if not math.isfinite(view.now_s):
-        raise BadViewError(f"now_s is {view.now_s}")
-    if view.block_size < 1 or not 0 <= view.free_blocks <= view.total_blocks:
-        raise BadViewError(f"{view.free_blocks} of {view.total_blocks} blocks of {view.block_size} tokens free")
+    if not math.isfinite(view.now_s) or math.isnan(view.engine_free_at_s):
+        raise BadViewError(f"now_s is {view.now_s}, engine_free_at_s {view.engine_free_at_s}")
+    if view.block_size < 1 or view.max_num_seqs < 1 or not 0 <= view.free_blocks <= view.total_blocks:
+        raise BadViewError(
+            f"{view.free_blocks} of {view.total_blocks} blocks of {view.block_size} tokens free, "
+            f"{view.max_num_seqs} requests at most"
+        )
+    seen: set[str] = set()
     for decoder in view.decoders:
-        if decoder.tier >= 0 and not (math.isfinite(decoder.next_deadline_s) and decoder.tpot_s > 0):
-            raise BadViewError(f"decoder {decoder.id}: deadline {decoder.next_deadline_s}, TPOT {decoder.tpot_s}")
-        if decoder.context_tokens < 0 or decoder.remaining_tokens < 0:
-            raise BadViewError(f"decoder {decoder.id}: negative token counts")
+        _check_decoder(decoder)
+        seen.add(decoder.id)
     for prefill in view.prefills:
         check_prefill(prefill)
+        seen.add(prefill.id)
+    if len(seen) < len(view.decoders) + len(view.prefills):
+        raise BadViewError("a request id appears twice")
 
 
 def check_prefill(prefill: Prefill) -> None:
-    """Refuse a prefill or candidate whose numbers mean nothing."""
-    if prefill.tier >= 0 and not (math.isfinite(prefill.deadline_s) and prefill.tpot_s > 0):
-        raise BadViewError(f"request {prefill.id}: deadline {prefill.deadline_s}, TPOT {prefill.tpot_s}")
+    """Refuse a prefill or candidate whose numbers mean nothing, with BadViewError."""
+    _check_tier(prefill.id, prefill.tier, prefill.deadline_s, prefill.tpot_s)
     if prefill.prompt_tokens < 1 or not 0 <= prefill.computed_tokens <= prefill.prompt_tokens:
         raise BadViewError(
             f"request {prefill.id}: {prefill.computed_tokens} of {prefill.prompt_tokens} tokens computed"
         )
     if prefill.output_tokens < 1 or prefill.weight < 1:
         raise BadViewError(f"request {prefill.id}: output forecast {prefill.output_tokens}, weight {prefill.weight}")
+
+
+def _check_decoder(decoder: Decoder) -> None:
+    _check_tier(decoder.id, decoder.tier, decoder.next_deadline_s, decoder.tpot_s)
+    if decoder.context_tokens < 0 or decoder.remaining_tokens < 0:
+        raise BadViewError(
+            f"request {decoder.id}: context {decoder.context_tokens}, remaining {decoder.remaining_tokens}"
+        )
+
+
+def _check_tier(request_id: str, tier: int, deadline_s: float, tpot_s: float) -> None:
+    if tier < BEST_EFFORT_TIER:
+        raise BadViewError(f"request {request_id}: tier {tier}")
+    if tier >= 0 and not (math.isfinite(deadline_s) and math.isfinite(tpot_s) and tpot_s > 0):
+        raise BadViewError(f"request {request_id}: deadline {deadline_s}, TPOT {tpot_s}")

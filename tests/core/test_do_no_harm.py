@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 from core_engine import Engine
+from core_instances import TPOTS_S, Instance, instances
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from core_instances import TPOTS_S, Instance, instances
 
 from services.core.admission import Policy, decide
 from services.core.presets import preset

@@ -4,8 +4,8 @@ simulated plan what every policy keeps passes the feasibility test, in the same 
 from itertools import product
 
 import numpy as np
-from hypothesis import HealthCheck, given, settings
 from core_instances import Instance, instances
+from hypothesis import HealthCheck, given, settings
 
 from services.core.admission import Policy, decide
 from services.core.columns import columns_of
@@ -13,7 +13,7 @@ from services.core.dp import optimum
 from services.core.feasibility import check, settle
 from services.core.fluid import Fluid, first_miss, fluid_of
 from services.core.problem import Problem, problem_of
-from services.core.selection import greedy, moore_hodgson, screen
+from services.core.selection import Selection, fill_in, moore_hodgson, screen
 from services.core.simulate import FEASIBLE, LEFT_OUT
 
 MANY = settings(max_examples=600, deadline=None, suppress_health_check=list(HealthCheck))
@@ -55,7 +55,7 @@ def compare_in_stated_model(fluid: Fluid) -> None:
 
     best = brute_force(queue.weight, hopeful, fits)
     kept_by_mh = moore_hodgson(fluid, True, base, hopeful, causes, late_by, 0)
-    kept_by_greedy = greedy(fluid, True, base, hopeful, causes, late_by, np.arange(len(base)))
+    kept_by_greedy = fill_in(fluid, True, Selection(base, causes, 0), hopeful, late_by, np.arange(len(base)))
     exact = optimum(fluid, base, hopeful, -1)
     assert exact.exact
     assert exact.weight == best
@@ -99,11 +99,12 @@ def test_no_policy_keeps_more_than_brute_force_over_the_simulated_plan(instance:
     for cap_s in instance.settings.caps_s:
         base, late_by = queue.promised.astype(np.int64), np.full(len(queue.tier), np.inf)
         fine = settle(problem, base, cap_s, late_by)
+        fluid = fluid_of(problem, cap_s, np.zeros(0), 1)
 
-        def fits(rows: np.ndarray, base=base, late_by=late_by, cap_s=cap_s) -> bool:
+        def fits(rows: np.ndarray, base=base, late_by=late_by, fluid=fluid) -> bool:
             standing = base.copy()
             standing[rows] = 1
-            return check(problem, standing, cap_s, late_by).code == FEASIBLE
+            return check(fluid, False, standing, late_by).code == FEASIBLE
 
         found = brute_force(queue.weight, hopeful, fits)
         best = found if fine and not fine_somewhere else max(best, found) if fine == fine_somewhere else best

@@ -1,0 +1,25 @@
+"""Compile everything before the first request: numba compiles at the first call, or loads what it cached on disk."""
+
+from dataclasses import replace
+
+from services.core.admission import Policy, decide
+from services.core.batch import form_batch
+from services.core.perf_model import PerfModel, Segment
+from services.core.view import Decoder, PlanSettings, Prefill, ReplicaView
+
+__all__ = ["warm_up"]
+
+
+def warm_up(policy: Policy = Policy.MH) -> None:
+    """Run everything that `policy` needs once, on a small replica that has a conflict.
+
+    A fraction of a second from the cache; without, some 15 s of one core, and as much again for DP.
+    """
+    model = PerfModel((Segment(1e-4, b=1e-2),))
+    decoders = tuple(Decoder(f"d{i}", i % 2, 0.05, 0.05, 10, 5) for i in range(4))
+    candidates = tuple(Prefill(f"c{i}", i % 2, 0.1, 0.05, 900, weight=1 + i % 2) for i in range(4))
+    view = ReplicaView(0.0, model, decoders, (), 1000, 1004)
+    for settings in (PlanSettings(early_spend=0.1), PlanSettings(acceptance=(0.5, 0.5), verify_tokens=(2, 2))):
+        decide(view, candidates, policy, settings)
+        form_batch(replace(view, prefills=candidates), settings)
+        form_batch(view, settings)
