@@ -97,6 +97,11 @@ class AdmissionProcess:
         """The port that is served."""
         return self._server.port
 
+    @property
+    def draining(self) -> bool:
+        """True once new requests are refused."""
+        return self._service.draining
+
     async def start(self) -> None:
         """Watch the fleet, link to its workers, serve."""
         await self._watcher.start()

@@ -34,11 +34,11 @@ class AdmissionService(admission_pb2_grpc.AdmissionServicer):
         self._handover = handover
         self._endings = endings
         self._clock = clock
-        self._draining = False
+        self.draining = False
 
     def drain(self) -> None:
         """Refuse new requests from now on."""
-        self._draining = True
+        self.draining = True
 
     async def Generate(self, request: admission_pb2.GenerateRequest, context: Context) -> Events:
         """Serve a request; see docs/api.md."""
@@ -76,8 +76,12 @@ class AdmissionService(admission_pb2_grpc.AdmissionServicer):
         self, request_iterator: AsyncIterator[admission_pb2.ConverseRequest], context: Context
     ) -> Events:
         """Not yet served."""
-        raise SloServeError(Reason.NOT_IMPLEMENTED, "Converse is not served yet: send each round as its own Generate")
-        yield  # makes this an async generator, as every streaming handler must be
+        async for _ in request_iterator:  # a stream refused before its first message was read may lose the reason
+            raise SloServeError(
+                Reason.NOT_IMPLEMENTED, "Converse is not served yet: send each round as its own Generate"
+            )
+        if False:
+            yield  # makes this an async generator, as every streaming handler must be
 
     async def Quote(self, request: admission_pb2.QuoteRequest, context: Context) -> admission_pb2.QuoteResponse:
         """Not yet served."""
@@ -108,7 +112,7 @@ class AdmissionService(admission_pb2_grpc.AdmissionServicer):
         return Arrival(tuple(metadata), context.time_remaining(), self._clock.now_us())
 
     def _refuse_while_draining(self) -> None:
-        if self._draining:
+        if self.draining:
             raise SloServeError(
                 Reason.ADMISSION_DRAINING, "this admission process is shutting down", retry_after_ms=DRAIN_RETRY_MS
             )

@@ -3,9 +3,9 @@
 import os
 import re
 import socket
-from typing import Annotated, Self
+from typing import Annotated
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 from pydantic_settings import NoDecode
 
 from services.common.config import ServiceSettings
@@ -41,11 +41,12 @@ class AdmissionSettings(ServiceSettings):
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
-    @model_validator(mode="after")
-    def _addresses(self) -> Self:
-        if not self.routers:
-            raise ValueError("routers: give at least one host:port")
-        for address in self.routers:
+    @field_validator("routers")
+    @classmethod
+    def _addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("give at least one host:port")
+        for address in value:
             if not _ADDRESS.match(address):
-                raise ValueError(f"routers: {address!r} is not host:port")
-        return self
+                raise ValueError(f"{address!r} is not host:port")
+        return value
