@@ -8,6 +8,8 @@ from services.core.stages import StageTracker
 
 __all__ = ["StageTime", "StageTimes"]
 
+_GRAIN_S = 1e-6  # of times on the wire: a difference below it is no miss
+
 
 @dataclass(frozen=True, slots=True)
 class StageTime:
@@ -76,7 +78,7 @@ class StageTimes:
         """What its SLOs missed, as the replica saw it: `ttft`, `tpot`, or nothing."""
         if self.first_token_s is None or self.first_token_s > ttft_deadline_s:
             return "ttft"
-        return "tpot" if any(stage.tpot_s > stage.tpot_slo_s for stage in self.done) else ""
+        return "tpot" if any(stage.tpot_s > stage.tpot_slo_s + _GRAIN_S for stage in self.done) else ""
 
     def _stage_time(self, index: int, tokens: int, at_s: float) -> StageTime:
         stage = self._stages[index]

@@ -84,6 +84,11 @@ class Worker:
         """Where its gRPC service listens."""
         return self._server.port
 
+    @property
+    def lease_held(self) -> bool:
+        """Whether this replica is certainly still known to the fleet."""
+        return self._lease.held
+
     async def start(self) -> None:
         """Take the lease as STARTING, start the engine, then serve as READY."""
         await self._lease.publish(router_pb2.REPLICA_STATUS_STARTING)

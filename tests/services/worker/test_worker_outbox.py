@@ -186,7 +186,7 @@ async def test_close_ends_subscriptions_after_what_was_left(outbox: Outbox) -> N
         await next_of(batches)
 
 
-async def test_flush_waits_until_gRPC_has_taken_everything(outbox: Outbox) -> None:
+async def test_flush_waits_until_grpc_has_taken_everything(outbox: Outbox) -> None:
     batches = outbox.subscribe("a0")
     await next_of(batches)
     outbox.open("r", 1, "a0")

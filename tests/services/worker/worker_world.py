@@ -17,6 +17,7 @@ from services.common.keys import BEST_EFFORT_QUEUE, GROUP, owner_name, queue_key
 from services.common.request_record import RequestRecord
 from services.common.request_store import RequestStore
 from services.common.rpc import RpcServer, open_channel
+from services.worker.engine_api import Engine
 from services.worker.settings import WorkerSettings
 from services.worker.worker import Worker
 from tests.services.worker.scripted_engine import ScriptedEngine
@@ -27,7 +28,7 @@ CATALOGUE = Catalogue.model_validate({"tiers": {"tight": 50, "loose": 100}, "app
 async def eventually(true: Callable[[], Any], timeout_s: float = 10.0) -> None:
     """Wait for a state that nothing announces; looks every turn of the event loop."""
     async with asyncio.timeout(timeout_s):
-        while not true():
+        while not true():  # noqa: ASYNC110 - what is waited for lies behind gRPC, Redis or another task
             await asyncio.sleep(0.002)
 
 
@@ -75,7 +76,7 @@ class ListeningPlanner(planner_pb2_grpc.PlannerServicer):
         """Send a directive; None ends the stream."""
         self._directives.put_nowait(directive)
 
-    async def Observe(
+    async def Observe(  # noqa: N802 - the name is the contract's
         self, request_iterator: AsyncIterator[planner_pb2.ReplicaState], context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[planner_pb2.Directive]:
         self.connections += 1
@@ -96,7 +97,7 @@ class ListeningPlanner(planner_pb2_grpc.PlannerServicer):
 class World:
     redis: Redis
     settings: WorkerSettings
-    engine: ScriptedEngine
+    engine: Any  # ScriptedEngine, unless a test brings another
     worker: Worker
     planner: ListeningPlanner
     clock: Clock
@@ -176,10 +177,23 @@ class World:
         raw = await self.redis.hgetall(f"slos:replica:{self.settings.replica_id}")
         return {name.decode(): value.decode() for name, value in raw.items()}
 
+    async def until_lease(self, **fields: str) -> dict[str, str]:
+        async with asyncio.timeout(10):
+            while True:
+                lease = await self.lease()
+                if all(lease.get(name) == value for name, value in fields.items()):
+                    return lease
+                await asyncio.sleep(0.005)
+
 
 @asynccontextmanager
 async def running_world(
-    redis: Redis, redis_url: str, unique: str, tmp_path: Path, **changes: Any
+    redis: Redis,
+    redis_url: str,
+    unique: str,
+    tmp_path: Path,
+    engine_of: Callable[[WorkerSettings], Engine] = lambda _: ScriptedEngine(),
+    **changes: Any,
 ) -> AsyncIterator[World]:
     planner, planner_server = ListeningPlanner(), RpcServer("127.0.0.1:0")
     planner_pb2_grpc.add_PlannerServicer_to_server(planner, planner_server.grpc)
@@ -195,11 +209,11 @@ async def running_world(
             **changes,
         }
     )
-    clock, engine, stop = Clock(), ScriptedEngine(), asyncio.Event()
+    clock, engine, stop = Clock(), engine_of(settings), asyncio.Event()
     worker = Worker(settings, CATALOGUE, redis, engine, clock)
     ready = asyncio.Event()
     serving = asyncio.create_task(worker.run(stop, lambda _: ready.set()))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(120):
         await ready.wait()
     async with open_channel(f"127.0.0.1:{worker.port}", traced=False) as channel:
         stub = worker_pb2_grpc.WorkerStub(channel)
