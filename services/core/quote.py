@@ -13,7 +13,7 @@ from services.core.retry import earliest_fit_s
 from services.core.slo import Tier
 from services.core.view import PlanSettings, Prefill, ReplicaView
 
-__all__ = ["Quote", "quote", "retry_delay_s"]
+__all__ = ["Quote", "quote", "retry_delay_s", "retry_delays_s"]
 
 _PRECISION_S = 0.001
 _LONGEST_TTFT_S = 120.0
@@ -57,10 +57,19 @@ def quote(
 
 def retry_delay_s(view: ReplicaView, candidate: Prefill, policy: Policy, settings: PlanSettings) -> float:
     """Seconds from now until `candidate`, asked for again with the same SLO, would fit; inf if it never will."""
-    plan = plan_for(view, (candidate,), policy, settings)
-    row = plan.row(candidate.id)
-    wait_s = earliest_fit_s(plan.problem, plan.solution, plan.items, row)
-    return max(0.0, wait_s + view.start_s - view.now_s) if wait_s > 0 else 0.0
+    return retry_delays_s(view, (candidate,), policy, settings)[candidate.id]
+
+
+def retry_delays_s(
+    view: ReplicaView, candidates: Sequence[Prefill], policy: Policy, settings: PlanSettings
+) -> dict[str, float]:
+    """The retry delay of each candidate by id, out of one plan with all of them; 0 for those that fit together now."""
+    plan = plan_for(view, candidates, policy, settings)
+    delays: dict[str, float] = {}
+    for candidate in candidates:
+        wait_s = earliest_fit_s(plan.problem, plan.solution, plan.items, plan.row(candidate.id))
+        delays[candidate.id] = wait_s + view.start_s - view.now_s if wait_s > 0 else 0.0
+    return delays
 
 
 def _with_the_kept(view: ReplicaView, policy: Policy, settings: PlanSettings) -> ReplicaView:

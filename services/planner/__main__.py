@@ -13,13 +13,12 @@ from services.common.instruments import planner_instruments
 from services.common.processes import announce, run_service
 from services.common.rpc import RpcServer
 from services.common.telemetry import start_telemetry
-from services.core.view import PlanSettings
+from services.core.warm import warm_up
 from services.planner.compose import compose
 from services.planner.decide import PlanRun
 from services.planner.decision_log import DecisionLog
 from services.planner.measure import measure_outcome, measure_run
 from services.planner.settings import PlannerSettings
-from services.planner.warm_up import warm_up
 
 SERVICE = planner_pb2.DESCRIPTOR.services_by_name["Planner"].full_name
 
@@ -30,7 +29,7 @@ async def serve(settings: PlannerSettings, stop: asyncio.Event) -> None:
     with ExitStack() as cleanup:
         telemetry = start_telemetry("planner", f"planner-{settings.port}", settings.data_dir)
         cleanup.callback(telemetry.shutdown)
-        await asyncio.to_thread(warm_up, settings.policy, PlanSettings())
+        await asyncio.to_thread(warm_up, settings.policy)
         instruments = planner_instruments()
         clock = Clock()
         watchers: list[Callable[[PlanRun], None]] = [partial(measure_run, instruments)]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from protos import planner_pb2
+from services.core.floors import AttainmentFloors
 from services.core.lengths import LengthForecaster
 from services.planner.history import Said, VerdictHistory
 
@@ -47,15 +48,19 @@ class Outcome:
 class Auditor:
     """Learns from finished requests. `on_outcome` is told about every promise that ended."""
 
-    def __init__(self, lengths: LengthForecaster, on_outcome: Callable[[Outcome], None]) -> None:
+    def __init__(
+        self, lengths: LengthForecaster, floors: AttainmentFloors, on_outcome: Callable[[Outcome], None]
+    ) -> None:
         self._lengths = lengths
+        self._floors = floors
         self._on_outcome = on_outcome
 
     def finished(self, requests: Iterable[planner_pb2.FinishedLength], history: VerdictHistory) -> None:
-        """Take in requests that a replica has finished. A failed one says nothing about lengths."""
+        """Take in requests that a replica has finished. A failed one says nothing about lengths or load."""
         for request in requests:
             if request.missed != _FAILED and request.output_tokens > 0:
                 self._lengths.observe(request.application, request.prompt_tokens, request.output_tokens)
+                self._floors.observe(request.application, request.met)
             if not request.promised:
                 continue
             if request.met:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from services.common.clock import Clock
 from services.common.config import Catalogue
+from services.core.floors import AttainmentFloors
 from services.core.lengths import LengthForecaster
 from services.core.view import PlanSettings
 from services.planner.audit import Auditor, Outcome
@@ -37,9 +38,10 @@ def compose(
     """The service with everything behind it. `on_run` see every plan, `on_outcome` sees every promise that ended."""
     tiers = catalogue.tier_list()
     lengths = LengthForecaster()
+    floors = AttainmentFloors(floor=settings.attainment_floor)
     planning = Planning(tiers, settings.policy, PlanSettings(), tuple(on_run))
     fleet = Fleet(clock, planning, reservation_s=settings.reservation_s, forget_s=settings.forget_s)
-    auditor = Auditor(lengths, on_outcome)
+    auditor = Auditor(lengths, floors, on_outcome)
     observer = Observer(fleet, auditor, tiers=tiers, clock=clock)
-    service = PlannerService(fleet, observer, catalogue=catalogue, clock=clock, lengths=lengths)
+    service = PlannerService(fleet, observer, catalogue=catalogue, clock=clock, lengths=lengths, floors=floors)
     return PlannerParts(service, fleet, auditor)

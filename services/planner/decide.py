@@ -5,8 +5,9 @@ an idle replica is decided as soon as the event loop has taken in what came with
 """
 
 import asyncio
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from protos import planner_pb2, types_pb2
@@ -14,6 +15,7 @@ from services.common.clock import Clock
 from services.common.errors import Reason, SloServeError
 from services.core.admission import Decision, Decisions, Policy, decide
 from services.core.errors import CoreError
+from services.core.quote import retry_delays_s
 from services.core.slo import Tier
 from services.core.view import PlanSettings, Prefill, ReplicaView
 from services.planner.candidates import Candidate
@@ -69,9 +71,9 @@ class Decider:
     """Answers Admit calls about one replica."""
 
     def __init__(self, ledger: Ledger, clock: Clock, planning: Planning) -> None:
-        self._ledger = ledger
-        self._clock = clock
-        self._planning = planning
+        self.ledger = ledger
+        self.clock = clock
+        self.planning = planning
         self._waiting: list[_Waiting] = []
 
     async def admit(self, candidates: Sequence[Candidate]) -> Decided:
@@ -95,7 +97,7 @@ class Decider:
             decision = decisions[candidate.prefill.id]
             if decision.admitted:
                 verdict = self.verdict(candidate, decision)
-                self._ledger.reserve(candidate.attempt, candidate.prefill, verdict, promotes=True)
+                self.ledger.reserve(candidate.attempt, candidate.prefill, verdict, promotes=True)
                 self._remember(candidate, verdict)
                 promoted.append((candidate, verdict))
         return promoted
@@ -104,7 +106,7 @@ class Decider:
         waiting = {c.prefill.id: c.attempt for call in self._waiting for c in call.candidates}
         for candidate in candidates:
             request_id = candidate.prefill.id
-            known = max(self._ledger.attempt(request_id), waiting.get(request_id, 0))
+            known = max(self.ledger.attempt(request_id), waiting.get(request_id, 0))
             if candidate.attempt < known:
                 text = f"attempt {candidate.attempt} of request {request_id} is stale: attempt {known} is known"
                 raise SloServeError(Reason.STATE_INVALID, text)
@@ -132,7 +134,7 @@ class Decider:
 
     def _answers(self, batch: Sequence[_Waiting]) -> list[Decided]:
         asked = {candidate.key: candidate for call in batch for candidate in call.candidates}
-        running = self._ledger.running
+        running = self.ledger.running
         started_s = time.perf_counter()
         verdicts = self._decide(asked)
         decision_ms = (time.perf_counter() - started_s) * 1000
@@ -151,48 +153,59 @@ class Decider:
                 verdicts[key] = known
         if not fresh:
             return verdicts
-        if not self._ledger.ready:
-            why = self._why_not_ready()
+        if not self.ledger.ready:
+            why = self.ledger.why_not_ready
             for candidate in fresh:
-                verdict = no_state_verdict(candidate, why, self._clock)
+                verdict = no_state_verdict(candidate, why, self.clock)
                 verdicts[candidate.key] = self._answer(candidate, verdict, 0)
             return verdicts
         decisions = self.run([candidate.prefill for candidate in fresh]).by_id
         for candidate in fresh:
             verdicts[candidate.key] = self._conclude(candidate, decisions[candidate.prefill.id])
+        self._add_retry_delays([c.prefill for c in fresh if not decisions[c.prefill.id].admitted], verdicts.values())
         return verdicts
+
+    def _add_retry_delays(self, declined: Sequence[Prefill], verdicts: Iterable[planner_pb2.CandidateVerdict]) -> None:
+        """Say when each declined request would fit, out of one plan that has the new promises in it."""
+        if not declined:
+            return
+        view = self.ledger.view(asked_ids=frozenset(prefill.id for prefill in declined))
+        delays_s = retry_delays_s(view, declined, self.planning.policy, self.planning.settings)
+        for answer in verdicts:
+            delay_s = delays_s.get(answer.request_id, math.inf)
+            answer.verdict.retry_after_ms = delay_s * 1000 if math.isfinite(delay_s) else 0.0
 
     def run(self, prefills: Sequence[Prefill]) -> Decisions:
         """Ask the core about prefills on top of everything in the ledger."""
-        view = self._ledger.view(asked_ids=frozenset(prefill.id for prefill in prefills))
-        policy, settings = self._planning.policy, self._planning.settings
+        view = self.ledger.view(asked_ids=frozenset(prefill.id for prefill in prefills))
+        policy, settings = self.planning.policy, self.planning.settings
         started_s = time.perf_counter()
         try:
             decisions = decide(view, prefills, policy, settings)
         except CoreError as error:
-            raise SloServeError(Reason.STATE_INVALID, f"replica {self._ledger.replica_id}: {error}") from error
+            raise SloServeError(Reason.STATE_INVALID, f"replica {self.ledger.replica_id}: {error}") from error
         seconds = time.perf_counter() - started_s
-        run = PlanRun(self._ledger.replica_id, view, tuple(prefills), policy, settings, decisions, seconds)
-        for watch in self._planning.on_run:
+        run = PlanRun(self.ledger.replica_id, view, tuple(prefills), policy, settings, decisions, seconds)
+        for watch in self.planning.on_run:
             watch(run)
         return decisions
 
     def verdict(self, candidate: Candidate, decision: Decision) -> types_pb2.Verdict:
         """The verdict that a decision means for a candidate."""
         return verdict_of(
-            candidate, decision, replica_id=self._ledger.replica_id, tiers=self._planning.tiers, clock=self._clock
+            candidate, decision, replica_id=self.ledger.replica_id, tiers=self.planning.tiers, clock=self.clock
         )
 
     def _known(self, key: tuple[str, int]) -> planner_pb2.CandidateVerdict | None:
         """The promise this attempt already has. One that got none is decided anew: it may be offered again."""
-        reservation = self._ledger.reservation(key)
+        reservation = self.ledger.reservation(key)
         if reservation is not None:
-            until_us = self._clock.to_unix_us(reservation.expires_s)
+            until_us = self.clock.to_unix_us(reservation.expires_s)
             return planner_pb2.CandidateVerdict(
                 request_id=key[0], attempt=key[1], verdict=reservation.verdict, reserved_until_us=until_us
             )
-        said = self._ledger.history.get(key[0])
-        if said is not None and said.attempt == key[1] and self._ledger.holds(key):
+        said = self.ledger.history.get(key[0])
+        if said is not None and said.attempt == key[1] and self.ledger.holds(key):
             return planner_pb2.CandidateVerdict(request_id=key[0], attempt=key[1], verdict=said.verdict)
         return None
 
@@ -200,7 +213,7 @@ class Decider:
         verdict = self.verdict(candidate, decision)
         until_us = 0
         if decision.admitted:
-            until_us = self._ledger.reserve(candidate.attempt, candidate.prefill, verdict)
+            until_us = self.ledger.reserve(candidate.attempt, candidate.prefill, verdict)
         return self._answer(candidate, verdict, until_us)
 
     def _answer(self, candidate: Candidate, verdict: types_pb2.Verdict, until_us: int) -> planner_pb2.CandidateVerdict:
@@ -211,10 +224,4 @@ class Decider:
 
     def _remember(self, candidate: Candidate, verdict: types_pb2.Verdict) -> None:
         said = Said(candidate.attempt, verdict, candidate.prefill.deadline_s)
-        self._ledger.history.remember(candidate.prefill.id, said)
-
-    def _why_not_ready(self) -> str:
-        broken_for_s = self._ledger.broken_for_s
-        if broken_for_s > 0:
-            return f"the state stream of replica {self._ledger.replica_id} broke {broken_for_s:.1f} s ago"
-        return f"replica {self._ledger.replica_id} has not reported its state yet"
+        self.ledger.history.remember(candidate.prefill.id, said)

@@ -127,6 +127,13 @@ class Ledger:
         return self._capacity is not None and self._broken_at_s is None
 
     @property
+    def why_not_ready(self) -> str:
+        """One sentence for people on why nothing can be promised."""
+        if self._broken_at_s is not None:
+            return f"the state stream of replica {self.replica_id} broke {self.broken_for_s:.1f} s ago"
+        return f"replica {self.replica_id} has not reported its state yet"
+
+    @property
     def running(self) -> int:
         """Requests in the engine."""
         return len(self._entries)
@@ -197,7 +204,7 @@ class Ledger:
         Raises `SloServeError` (REPLICA_UNKNOWN) before the first state.
         """
         if self._capacity is None or self._perf_model is None:
-            raise SloServeError(Reason.REPLICA_UNKNOWN, f"replica {self.replica_id} has not reported its state yet")
+            raise SloServeError(Reason.REPLICA_UNKNOWN, self.why_not_ready)
         self._expire()
         now_s = self._clock.now_s()
         seen = self._capacity

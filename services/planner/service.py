@@ -11,11 +11,13 @@ from services.common.clock import Clock
 from services.common.config import Catalogue
 from services.common.errors import FieldViolation, InvalidRequestError, Reason, SloServeError
 from services.common.telemetry import record_span
+from services.core.floors import AttainmentFloors
 from services.core.lengths import LengthForecaster
 from services.planner.candidates import Candidate, parse_candidate
 from services.planner.decide import Decided, Decider
 from services.planner.fleet import Fleet
 from services.planner.observe import Observer
+from services.planner.quotes import quote_for
 
 __all__ = ["PlannerService"]
 
@@ -26,9 +28,17 @@ class PlannerService(planner_pb2_grpc.PlannerServicer):
     """Checks what comes in, hands it to the replica's ledger and decider, and answers."""
 
     def __init__(
-        self, fleet: Fleet, observer: Observer, *, catalogue: Catalogue, clock: Clock, lengths: LengthForecaster
+        self,
+        fleet: Fleet,
+        observer: Observer,
+        *,
+        catalogue: Catalogue,
+        clock: Clock,
+        lengths: LengthForecaster,
+        floors: AttainmentFloors,
     ) -> None:
         self._fleet = fleet
+        self._floors = floors
         self._observer = observer
         self._catalogue = catalogue
         self._tiers = catalogue.tier_list()
@@ -61,9 +71,8 @@ class PlannerService(planner_pb2_grpc.PlannerServicer):
 
     async def Quote(self, request: planner_pb2.PlanQuoteRequest, context: Any) -> planner_pb2.PlanQuoteResponse:
         """Would it fit, and if not, the tightest SLO that would or the earliest time."""
-        self._fleet.get(request.replica_id)
-        self._parse(request.candidate, "candidate")
-        raise SloServeError(Reason.NOT_IMPLEMENTED, "the scheduling core does not compute quotes yet")
+        decider = self._fleet.get(request.replica_id).decider
+        return quote_for(self._parse(request.candidate, "candidate"), decider)
 
     async def Explain(self, request: planner_pb2.PlanExplainRequest, context: Any) -> planner_pb2.PlanExplainResponse:
         """The last verdict on a request, with the constraint that decided it."""
@@ -89,7 +98,7 @@ class PlannerService(planner_pb2_grpc.PlannerServicer):
             tiers=self._tiers,
             clock=self._clock,
             lengths=self._lengths,
-            weight=1 if application is None else application.weight,
+            weight=self._floors.weight(wire.application, 1 if application is None else application.weight),
         )
 
     def _decider(self, replica_id: str) -> Decider:

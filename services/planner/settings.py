@@ -15,12 +15,14 @@ class PlannerSettings(ServiceSettings):
     """Environment variables `SLOS_*` of the planner.
 
     reservation_s: how long an unconfirmed promise holds its place.
+    attainment_floor: an application whose attainment is below this counts ten times as heavy; 0 switches it off.
     forget_s: how long the ledger of a replica whose stream broke is kept for its return.
     """
 
     redis_url: str = ""  # the planner keeps nothing in Redis: workers fill it again after a restart
     port: Annotated[int, Field(ge=0, le=65535)] = 50053
     policy: Policy = Policy.MH
+    attainment_floor: Annotated[float, Field(ge=0, lt=1)] = 0.85
     reservation_s: Annotated[float, Field(gt=0, le=60)] = 2.0
     forget_s: Annotated[float, Field(ge=0, le=600)] = 5.0
     decision_log: Path | None = None

@@ -89,6 +89,8 @@ def test_constraints_state_times_in_milliseconds_and_name_the_tier() -> None:
     assert (wire.kind, wire.tier) == (types_pb2.CONSTRAINT_KIND_HOPELESS, "loose")
     assert (wire.needed, wire.available) == pytest.approx((250, 100))
     assert "250.0 ms" in wire.detail
+    slow = constraint_to_wire(Constraint(ConstraintKind.TPOT, 0.06, 0.05, "s", tier=0), TIERS)
+    assert slow.detail == "TPOT of tier tight: a batch would last 60.0 ms, the tier allows 50.0 ms"
     assert constraint_to_wire(FITS, TIERS) == types_pb2.Constraint()
 
 

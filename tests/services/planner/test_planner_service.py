@@ -137,3 +137,51 @@ async def test_calls_about_an_unknown_replica_say_so(planner, call) -> None:
     with pytest.raises(grpc.aio.AioRpcError, match="gpu-9") as refused:
         await getattr(planner.stub, call)(requests[call])
     assert refused.value.code() == grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_declined_request_is_told_when_the_plan_has_room(planner) -> None:
+    now_us = planner.clock.now_us()
+    running = a_request(now_us, "runs", forecast_tokens=20)  # 20 tokens at 100 ms each
+    async with planner.worker(a_state(now_us, requests=[running], max_num_seqs=1)):
+        [answer] = await planner.admit(a_candidate(now_us, "r1"))
+    assert answer.verdict.constraint.kind == types_pb2.CONSTRAINT_KIND_MAX_SEQS
+    assert 500 < answer.verdict.retry_after_ms <= 2500
+
+
+async def test_a_quote_promises_nothing_and_names_what_would_fit(planner) -> None:
+    now_us = planner.clock.now_us()
+    long_prompt = a_candidate(now_us, "r1", ttft_ms=150, prompt_tokens=4000)  # 280 ms of prefill and more
+    ask = planner_pb2.PlanQuoteRequest(replica_id="gpu-0", candidate=long_prompt)
+    async with planner.worker(a_state(now_us)):
+        quote = await planner.stub.Quote(ask)
+        fitting = a_candidate(now_us, "r2", ttft_ms=quote.tightest_ttft_ms + 50, prompt_tokens=4000)
+        [answer] = await planner.admit(fitting)
+        assert planner.fleet.get("gpu-0").ledger.reservation(("r1", 1)) is None
+    assert not quote.fits
+    assert quote.verdict.constraint.kind == types_pb2.CONSTRAINT_KIND_HOPELESS
+    assert 280 < quote.tightest_ttft_ms < 1000
+    assert quote.earliest_us == 0  # not even an idle replica could
+    assert answer.verdict.kind == ADMITTED
+
+
+async def test_a_quote_that_fits_says_how_tight_it_could_be(planner) -> None:
+    now_us = planner.clock.now_us()
+    ask = planner_pb2.PlanQuoteRequest(replica_id="gpu-0", candidate=a_candidate(now_us, "r1"))
+    async with planner.worker(a_state(now_us)):
+        quote = await planner.stub.Quote(ask)
+    assert quote.fits
+    assert quote.verdict.kind == ADMITTED
+    assert 0 < quote.tightest_ttft_ms < 1000
+    assert quote.tightest_tpot_ms == 50
+    assert 0 <= quote.earliest_us - now_us < 5_000_000
+
+
+async def test_an_application_under_its_floor_counts_ten_times(planner) -> None:
+    now_us = planner.clock.now_us()
+    ends = [
+        planner_pb2.FinishedLength(request_id=f"e{n}", application="coder", output_tokens=5, missed="ttft")
+        for n in range(20)
+    ]
+    async with planner.worker(a_state(now_us, finished=ends)):
+        await planner.admit(a_candidate(now_us, "r1", application="coder"), a_candidate(now_us, "r2"))
+    assert [candidate.weight for candidate in planner.runs[0].candidates] == [20, 1]
