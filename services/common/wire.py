@@ -138,6 +138,7 @@ def stages_from_wire(stages: Iterable[types_pb2.Stage]) -> tuple[StageSlo, ...]:
 
 def constraint_to_wire(constraint: Constraint, tiers: Sequence[Tier]) -> types_pb2.Constraint:
     """A binding constraint as it travels: seconds become milliseconds, a number the core does not state becomes 0."""
+    fits = constraint.kind is ConstraintKind.NONE
     scale = 1000.0 if constraint.unit == "s" else 1.0
     tier = tier_name(constraint.tier, tiers) if constraint.tier >= 0 else ""
     return types_pb2.Constraint(
@@ -146,12 +147,8 @@ def constraint_to_wire(constraint: Constraint, tiers: Sequence[Tier]) -> types_p
         available=_finite(constraint.available * scale),
         tier=tier,
         # The core knows tiers by index only; people know them by name.
-        detail=constraint.sentence.replace(f"tier {constraint.tier}:", f"tier {tier}:") if _binds(constraint) else "",
+        detail="" if fits else constraint.sentence.replace(f"tier {constraint.tier}:", f"tier {tier}:"),
     )
-
-
-def _binds(constraint: Constraint) -> bool:
-    return constraint.kind is not ConstraintKind.NONE
 
 
 def _finite(value: float) -> float:
