@@ -2,11 +2,12 @@
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 from redis.asyncio import Redis
 
-from protos import admission_pb2_grpc
+from protos import admission_pb2_grpc, router_pb2
 from services.admission.accounts import Accounts
 from services.admission.background import Background
 from services.admission.endings import Endings
@@ -65,7 +66,7 @@ class AdmissionProcess:
             self._routers,
             self._workers,
             self.sessions,
-            lambda: self._watcher.replicas,
+            lambda: self.replicas,
             clock,
             instruments,
             settings.rescue_patience_s,
@@ -80,7 +81,7 @@ class AdmissionProcess:
             admission_id=settings.admission_id,
             keep_s=settings.keep_finished_s,
             clock=clock,
-            replicas=lambda: self._watcher.replicas,
+            replicas=lambda: self.replicas,
             store=store,
             routers=self._routers,
             sessions=self.sessions,
@@ -96,6 +97,11 @@ class AdmissionProcess:
     def port(self) -> int:
         """The port that is served."""
         return self._server.port
+
+    @property
+    def replicas(self) -> Mapping[str, router_pb2.Replica]:
+        """The live fleet as this process sees it."""
+        return self._watcher.replicas
 
     @property
     def draining(self) -> bool:

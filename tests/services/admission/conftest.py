@@ -76,7 +76,7 @@ class _Stack:
         router_pb2_grpc.add_RouterServicer_to_server(router, server.grpc)
         await server.start([])
         self.cleanup.push_async_callback(server.stop, 0)
-        self.router_address = f"127.0.0.1:{server.port}"
+        self.router_address = router.address = f"127.0.0.1:{server.port}"
         return router
 
     async def worker(self, replica_id: str, **description: Any) -> ScriptedWorker:

@@ -17,7 +17,7 @@ NONE: frozenset[int] = frozenset()
 
 
 def sentencepiece_like() -> Tokenizer:
-    """Words begin with a marker that decodes to a space, the very first of which goes; the unknown is spelt in bytes."""
+    """Words begin with a marker that decodes to a space (the first one goes); the unknown is spelt in bytes."""
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     trainer = trainers.BpeTrainer(

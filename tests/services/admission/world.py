@@ -185,6 +185,7 @@ class ScriptedRouter(router_pb2_grpc.RouterServicer):
     """Places on `replica_id` with `verdict`, through the real store. `error` refuses; `hold` keeps callers waiting."""
 
     def __init__(self, redis: Redis) -> None:
+        self.address = ""
         self.replica_id = "w0"
         self.verdict: Any = ADMITTED
         self.error: SloServeError | None = None
