@@ -19,6 +19,7 @@ class DecoderTable:
         self._ints = {name: np.zeros(capacity, np.int64) for name in _INT_COLUMNS}
         self._floats = {name: np.zeros(capacity, np.float64) for name in _FLOAT_COLUMNS}
         self.keys: list[str] = []
+        self.key_set: set[str] = set()
         self.requests: list[TrackedRequest] = []
 
     def __len__(self) -> int:
@@ -38,6 +39,7 @@ class DecoderTable:
         if row == len(self._ints["tier"]):
             self._grow()
         self.keys.append(request.key)
+        self.key_set.add(request.key)
         self.requests.append(request)
         request.decoding = True
         self._ints["number"][row] = request.number
@@ -74,6 +76,7 @@ class DecoderTable:
         for column in (*self._ints.values(), *self._floats.values()):
             column[row : size - 1] = column[row + 1 : size]
         del self.keys[row]
+        self.key_set.discard(request.key)
         del self.requests[row]
         request.decoding = False
 

@@ -69,7 +69,7 @@ class EmulatedExecutor(Executor):  # type: ignore[misc]
             result: Future[Any] = Future()
             result.set_result(EMPTY_MODEL_RUNNER_OUTPUT)
             return result if non_block else EMPTY_MODEL_RUNNER_OUTPUT
-        shape, output = self._run(scheduler_output)
+        shape, output = self.run_batch(scheduler_output)
         self._device_free_s = max(now_s, self._device_free_s) + self._model.seconds(shape)
         self._sampled = _DueResult(self._device_free_s, output)
         nothing: Future[Any] = Future()
@@ -83,7 +83,8 @@ class EmulatedExecutor(Executor):  # type: ignore[misc]
             raise RuntimeError("sample_tokens without a batch")
         return sampled if non_block else sampled.result()
 
-    def _run(self, scheduler_output: SchedulerOutput) -> tuple[BatchShape, ModelRunnerOutput]:
+    def run_batch(self, scheduler_output: SchedulerOutput) -> tuple[BatchShape, ModelRunnerOutput]:
+        """The shape of a batch and its tokens, at once."""
         scheduled = scheduler_output.num_scheduled_tokens
         computed: dict[str, int] = {}
         for new in scheduler_output.scheduled_new_reqs:

@@ -186,7 +186,8 @@ class Hook:
 
     def steer(self, now_s: float, waiting: Sequence[TrackedRequest], pool: Pool) -> Steering:
         """Form the next batch and say it as limits."""
-        plan = form_batch(self._view(now_s, waiting, pool), self._settings_now(now_s))
+        view = self._view(now_s, self._admissible(waiting, pool), pool)
+        plan = form_batch(view, self._settings_now(now_s))
         if plan.token_budget == 0:
             return Steering(plan=plan)  # nothing the plan could place: let the engine try by itself rather than idle
         chunks = {chunk.id: chunk.tokens for chunk in (*plan.prefill, *plan.best_effort_prefill)}
@@ -203,16 +204,16 @@ class Hook:
         limits.update((key, chunks[key]) for key in admit)
         return Steering(limits, admit, plan.token_budget, plan)
 
+    def crowded(self, waiting: Sequence[TrackedRequest], pool: Pool) -> bool:
+        """Whether all promised work together could lack blocks or seats: a bound that is cheap to ask every step."""
+        tiered = [r for r in (*self.prefilling.values(), *waiting) if r.promised]
+        blocks = len(self.table) + sum(self._blocks_to_finish(request, pool) + 1 for request in tiered)
+        return blocks > pool.free_blocks or sum(not request.started for request in tiered) > pool.free_seats
+
     def shortage(
         self, now_s: float, waiting: Sequence[TrackedRequest], pool: Pool, held_blocks: int
     ) -> Shortage | None:
         """What the next batch's promised work lacks while best effort holds `held_blocks`; None if nothing."""
-        tiered = [r for r in (*self.prefilling.values(), *waiting) if r.promised]
-        decoders = int((self.table.ints("tier") >= 0).sum())
-        bound = decoders + sum(self._blocks_to_finish(request, pool) + 1 for request in tiered)
-        seats = sum(not request.started for request in tiered)
-        if (bound <= pool.free_blocks and seats <= pool.free_seats) or not (decoders or tiered):
-            return None
         view = self._view(now_s, waiting, pool)
         view = replace(
             view,
@@ -228,6 +229,23 @@ class Hook:
         blocks += sum(self._blocks_to_finish(r, pool) for r in self.prefilling.values() if r.key in planned)
         missing = Shortage(max(0, blocks - pool.free_blocks), max(0, len(starting) - pool.free_seats))
         return missing if missing.blocks or missing.seats else None
+
+    def _admissible(self, waiting: Sequence[TrackedRequest], pool: Pool) -> list[TrackedRequest]:
+        """The waiting requests whose whole prompts find KV blocks now: the engine starts no others.
+
+        Promises first, by deadline. The first that does not fit keeps what is free from everything behind it, or small
+        prompts would starve it.
+        """
+        free = pool.free_blocks - sum(self._blocks_to_finish(r, pool) for r in self.prefilling.values())
+        if waiting:
+            free -= int((self.table.ints("context") % pool.block_size == 0).sum())
+        fitting: list[TrackedRequest] = []
+        for request in sorted(waiting, key=lambda r: (not r.promised, r.due_s if r.promised else 0.0)):
+            free -= self._blocks_to_finish(request, pool)
+            if free < 0:
+                break
+            fitting.append(request)
+        return fitting
 
     def _view(self, now_s: float, waiting: Sequence[TrackedRequest], pool: Pool) -> ReplicaView:
         model = self.timer.model
@@ -256,7 +274,7 @@ class Hook:
         """Blocks a prefill still needs. One that waits has none yet: blocks found in the prefix cache may be free ones
         and then count as taken."""
         total = -(-request.total_tokens // pool.block_size)
-        return total + (-request.computed_tokens // pool.block_size) if request.started else total
+        return total + (-request.computed_tokens // pool.block_size if request.started else -request.shared_blocks)
 
     # Steps
 

@@ -43,6 +43,7 @@ class TrackedRequest:
         "prompt_tokens",
         "scheduled_at_s",
         "seen",
+        "shared_blocks",
         "started",
         "terms",
         "tier_names",
@@ -71,6 +72,7 @@ class TrackedRequest:
         self.prompt_tokens = len(prompt_ids)
         self.total_tokens = self.prompt_tokens  # that must be in KV before the next token: prompt and outputs so far
         self.computed_tokens = 0  # in KV, or expected there from the prefix cache
+        self.shared_blocks = 0  # of the prefix cache that running requests hold already
         self.outputs = 0  # output tokens of this attempt, produced or in flight
         self.seen = 0
         self.tokens = 0

@@ -70,6 +70,7 @@ class SloScheduler(Scheduler):  # type: ignore[misc]
         self._numbers = 0
         self._limits: dict[str, int] = {}
         self._last_budget = 0
+        self._stalled = False  # the last batch could not be executed: the next step is vLLM's own, rather than idle
         self._link = HookEnd(config.address)
         self._reporter = Reporter(self._link, self._hook, config.report_interval_s)
         self._hook.warm_up(self._pool())
@@ -93,6 +94,8 @@ class SloScheduler(Scheduler):  # type: ignore[misc]
             self.waiting.extend(hidden)
         booked_s = self._clock()
         self._book(output, begin_s)
+        idle = not output.total_num_scheduled_tokens
+        self._stalled = idle and steering.plan is not None and bool(self.running or self.waiting)
         self._reporter.hook_took(self._clock() - booked_s + planned_s - begin_s)
         return output
 
@@ -144,7 +147,9 @@ class SloScheduler(Scheduler):  # type: ignore[misc]
 
     def _reserve_prefill_lookahead(self, request: Request, num_computed_tokens: int, num_new_tokens: int) -> int:
         """vLLM rounds a request's share of the step; the batch's limit applies on top."""
-        tokens: int = super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)
+        tokens = num_new_tokens
+        if self.num_prefill_lookahead:
+            tokens = super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)
         limit = self._limits.get(request.request_id)
         return tokens if limit is None or tokens <= limit else limit
 
@@ -168,7 +173,8 @@ class SloScheduler(Scheduler):  # type: ignore[misc]
 
     def _steer(self, now_s: float) -> Steering:
         hook = self._hook
-        if not hook.planning(now_s):
+        if self._stalled or not hook.planning(now_s):
+            self._stalled = False
             return Steering(budget=hook.probe_budget)
         waiting = hook.considered(list(self._waiting()))
         self._look_up_prefixes(waiting)
@@ -204,10 +210,13 @@ class SloScheduler(Scheduler):  # type: ignore[misc]
         for tracked in waiting[:_PREFIX_LOOKUPS]:
             request = self.requests[tracked.key]
             if request.num_computed_tokens == 0:
-                _, tracked.computed_tokens, _ = self.kv_cache_manager.get_computed_blocks(request)
+                blocks, tracked.computed_tokens, _ = self.kv_cache_manager.get_computed_blocks(request)
+                tracked.shared_blocks = sum(block.ref_cnt > 0 for block in blocks.blocks[0])
 
     def _make_room(self, now_s: float, waiting: list[TrackedRequest]) -> None:
         """Preempt best effort, latest first, where promised work of the next batch lacks blocks or seats."""
+        if not self._hook.crowded(waiting, self._pool()):
+            return
         victims = [request for request in self.running if not self._tracked[request.request_id].promised]
         if not victims:
             return
@@ -226,11 +235,12 @@ class SloScheduler(Scheduler):  # type: ignore[misc]
     def _book(self, output: SchedulerOutput, now_s: float) -> None:
         scheduled = output.num_scheduled_tokens
         moved = []
-        for key, tokens in scheduled.items():
-            tracked = self._tracked[key]
-            if not tracked.decoding:
-                request = self.requests[key]
-                moved.append(Progress(tracked, tokens, request.num_computed_tokens, request.num_tokens))
+        if not scheduled.keys() <= self._hook.table.key_set:
+            for key, tokens in scheduled.items():
+                tracked = self._tracked[key]
+                if not tracked.decoding:
+                    request = self.requests[key]
+                    moved.append(Progress(tracked, tokens, request.num_computed_tokens, request.num_tokens))
         self._hook.waiting_count = len(self.waiting)
         self._hook.scheduled(now_s, moved, scheduled)
         self._reporter.flush(now_s, self.current_step, self._pool(), self._waiting(), self._last_budget)
