@@ -81,7 +81,7 @@ class AdmissionProcess:
             admission_id=settings.admission_id,
             keep_s=settings.keep_finished_s,
             clock=clock,
-            replicas=lambda: self.replicas,
+            fleet=self._live_replicas,
             store=store,
             routers=self._routers,
             sessions=self.sessions,
@@ -97,6 +97,12 @@ class AdmissionProcess:
     def port(self) -> int:
         """The port that is served."""
         return self._server.port
+
+    async def _live_replicas(self) -> Mapping[str, router_pb2.Replica]:
+        """The live replicas; where none is known the leases are read now, not at the next poll."""
+        if not self._watcher.replicas:
+            await self._watcher.refresh()
+        return self._watcher.replicas
 
     @property
     def replicas(self) -> Mapping[str, router_pb2.Replica]:

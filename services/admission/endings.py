@@ -1,5 +1,8 @@
 """Ending requests before they are done: by their client, by its absence, or because they never got a place."""
 
+import asyncio
+import logging
+
 from protos import types_pb2
 from services.admission.background import Background
 from services.admission.handover import Handover
@@ -12,6 +15,9 @@ from services.common.request_store import RequestStore
 
 __all__ = ["Endings"]
 
+_log = logging.getLogger(__name__)
+
+_RETRY_DELAYS_S = (0.1, 0.5, 2.0, 5.0, 15.0, 30.0)
 _MAYBE_QUEUED = (Reason.ROUTER_UNAVAILABLE, Reason.CLIENT_DEADLINE, Reason.BROKER_UNAVAILABLE, Reason.INTERNAL)
 """After these errors of a placement the request may be in a queue all the same."""
 
@@ -55,9 +61,8 @@ class Endings:
     def give_up(self, session: Session) -> None:
         """Nobody waits for this request any more."""
         session.end(types_pb2.FINISH_REASON_CANCELLED)
-        self._background.start(
-            self._cancel(session.request_id, session.replica_id, "client gone"), f"cancel of {session.request_id}"
-        )
+        work = self._cancel_surely(session.request_id, session.replica_id)
+        self._background.start(work, f"cancel of {session.request_id}")
         self._sessions.drop(session)
 
     def abandon(self, session: Session) -> None:
@@ -70,7 +75,8 @@ class Endings:
     def not_placed(self, session: Session, error: SloServeError) -> None:
         """Its placement failed. It may be retried under its id, unless it is in a queue after all."""
         if error.reason in _MAYBE_QUEUED:
-            self._background.start(self._unqueue(session.request_id), f"cancel of {session.request_id}")
+            work = self._cancel_surely(session.request_id, session.replica_id, keep_new=True)
+            self._background.start(work, f"cancel of {session.request_id}")
 
     async def _abandon(self, session: Session) -> None:
         if await self._handover.is_mine(session.request_id):
@@ -78,10 +84,20 @@ class Endings:
         else:
             self._sessions.drop(session)
 
-    async def _unqueue(self, request_id: str) -> None:
-        record = await self._store.get(request_id)
-        if record is not None and record.state is not RequestState.NEW:
-            await self._cancel(request_id, record.replica_id, "client gone")
+    async def _cancel_surely(self, request_id: str, replica_id: str, *, keep_new: bool = False) -> None:
+        """Cancel even if Redis is away for a while. `keep_new`: unless the request was never queued."""
+        for delay_s in _RETRY_DELAYS_S:
+            try:
+                if keep_new:
+                    record = await self._store.get(request_id)
+                    if record is None or record.state is RequestState.NEW:
+                        return
+                await self._cancel(request_id, replica_id, "client gone")
+                return
+            except SloServeError as error:
+                _log.warning("cancel of %s: %s; trying again in %g s", request_id, error, delay_s)
+                await asyncio.sleep(delay_s)
+        _log.error("cancel of %s given up: Redis stayed away", request_id)
 
     async def _cancel(self, request_id: str, replica_id: str, reason: str) -> None:
         if replica_id:  # where it runs its blocks go first, whatever Redis is doing

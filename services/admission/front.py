@@ -5,7 +5,7 @@ Order matters: everything that can be refused without touching another process i
 
 import asyncio
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from protos import admission_pb2, router_pb2
@@ -34,7 +34,8 @@ _INLINE_CHARS = 4096
 """Longer texts are tokenised in a thread, so that nobody's tokens wait for them."""
 _NO_DEADLINE_S = 10 * 365 * 86400.0
 
-Replicas = Callable[[], Mapping[str, router_pb2.Replica]]
+Fleet = Callable[[], Awaitable[Mapping[str, router_pb2.Replica]]]
+"""The live replicas, read again where none was known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ class Front:
         admission_id: str,
         keep_s: float,
         clock: Clock,
-        replicas: Replicas,
+        fleet: Fleet,
         store: RequestStore,
         routers: Routers,
         sessions: Sessions,
@@ -78,7 +79,7 @@ class Front:
         self._admission_id = admission_id
         self._keep_s = keep_s
         self._clock = clock
-        self._replicas = replicas
+        self._fleet = fleet
         self._store = store
         self._routers = routers
         self._sessions = sessions
@@ -107,11 +108,12 @@ class Front:
 
     async def _admit(self, request: admission_pb2.GenerateRequest, arrival: Arrival, trace: RequestTrace) -> Session:
         caller = self.caller(arrival)
-        valid = await self._validate(request, trace)
+        replicas = await self._fleet()
+        valid = await self._validate(request, replicas, trace)
         self._accounts.offered(valid.application)
         speeds = [
             ReplicaSpeed(replica.replica_id, perf_model_from_wire(replica.perf_model))
-            for replica in self._replicas().values()
+            for replica in replicas.values()
             if replica.perf_model.segments
         ]
         tiers = stage_tiers(valid.stages, self._tiers)
@@ -146,9 +148,14 @@ class Front:
         await self._place(session, arrival)
         return session
 
-    async def _validate(self, request: admission_pb2.GenerateRequest, trace: RequestTrace) -> ValidRequest:
+    async def _validate(
+        self,
+        request: admission_pb2.GenerateRequest,
+        replicas: Mapping[str, router_pb2.Replica],
+        trace: RequestTrace,
+    ) -> ValidRequest:
         # what the engines really hold decides; the model's own figure only stands in until one is live
-        limits = [replica.max_model_len for replica in self._replicas().values() if replica.max_model_len]
+        limits = [replica.max_model_len for replica in replicas.values() if replica.max_model_len]
         context_tokens = max(limits) if limits else self._tokens.context_tokens
         if context_tokens is None:
             raise SloServeError(Reason.NO_REPLICA, "no replica is live", retry_after_ms=1000.0)

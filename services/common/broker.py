@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
@@ -24,6 +24,7 @@ __all__ = ["OLDEST_VERSION", "SOCKET_TIMEOUT_S", "broker_errors", "command", "co
 
 OLDEST_VERSION = (6, 2)
 SOCKET_TIMEOUT_S = 5.0
+MAX_CONNECTIONS = 64
 RETRY_AFTER_MS = 1000.0
 
 # Replies of a server that is up but cannot serve writes: loading its file, full, read-only, or its disk fails.
@@ -43,8 +44,10 @@ def open_redis(redis_url: str) -> Redis:
     Raises ConfigError where the URL means nothing.
     """
     try:
-        return Redis.from_url(
+        pool = BlockingConnectionPool.from_url(
             redis_url,
+            max_connections=MAX_CONNECTIONS,
+            timeout=SOCKET_TIMEOUT_S,  # a burst waits its turn; the ordinary pool refuses its hundredth command
             protocol=2,
             decode_responses=False,
             socket_timeout=SOCKET_TIMEOUT_S,
@@ -55,6 +58,7 @@ def open_redis(redis_url: str) -> Redis:
         )
     except ValueError as error:
         raise ConfigError(f"environment: SLOS_REDIS_URL: {redacted_url(redis_url)}: {error}") from None
+    return Redis.from_pool(pool)
 
 
 async def connect(redis_url: str, *, tries: int = 10, delay_s: float = 0.5) -> Redis:
