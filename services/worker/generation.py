@@ -14,7 +14,8 @@ from services.common.request_record import RequestState
 from services.core.slo import BEST_EFFORT
 from services.worker.claims import Claimed, Claims
 from services.worker.engine_api import Engine, EngineEnd, EngineOutput, Submission
-from services.worker.outbox import Outbox, OutputEnd
+from services.worker.outbox import Outbox
+from services.worker.output import OutputEnd
 from services.worker.stage_spans import StageSpans
 from services.worker.stage_times import StageTimes
 

@@ -20,7 +20,8 @@ from services.worker.best_effort_room import BestEffortRoom
 from services.worker.claims import Claimed, Claims
 from services.worker.engine_api import EngineInfo, EngineReport, Submission
 from services.worker.generations import Generations
-from services.worker.outbox import Outbox, OutputEnd
+from services.worker.outbox import Outbox
+from services.worker.output import OutputEnd
 from services.worker.submission import submission_of
 
 __all__ = ["Intake"]

@@ -2,9 +2,9 @@
 
 One *channel* per admission process, one *output* per request. An output holds every token id of its request once, in
 compact form, and a cursor up to which its channel has sent them. Publishing appends ids and marks the output dirty; a
-subscription drains what is dirty into one `TokenBatch`. All requests of one engine step are published in one round of
-the event loop, before the subscription gets its turn, so that they leave as one message. A slow admission process thus
-costs no memory per message: its next message simply has longer chunks.
+subscription drains what is dirty into one `TokenBatch`. The requests of one engine step are published in consecutive
+turns of the event loop; a subscription lets turns pass until one publishes nothing, so that they leave as one message.
+A slow admission process costs no memory per message: its next message simply has longer chunks.
 
 Nothing depends on a subscription being there: output waits for one, and is kept for `retention_s` after its end, so
 that `attach` can send it again, to the same admission process or to another.
@@ -19,65 +19,31 @@ from dataclasses import dataclass, field
 from protos import types_pb2, worker_pb2
 from services.common.clock import Clock
 from services.common.errors import Reason, SloServeError
+from services.worker.output import Output, OutputEnd
 
-__all__ = ["Outbox", "OutputEnd"]
+__all__ = ["Outbox"]
 
 _MAX_KEPT_TOKENS = 8_000_000  # of ended outputs; 32 MB
-
-
-@dataclass(frozen=True, slots=True)
-class OutputEnd:
-    """How an output ended; `error` is for FINISH_REASON_ERROR."""
-
-    reason: types_pb2.FinishReason.ValueType
-    error: str = ""
-
-
-@dataclass(slots=True, eq=False)
-class _Output:
-    request_id: str
-    attempt: int
-    admission_id: str
-    ids: "array[int]"  # the whole output, earlier attempts included
-    cursor: int  # ids before it were sent
-    orphan_grace_s: float
-    attached_at_s: float  # to its admission process
-    emitted_us: int = 0
-    scheduled_us: int = 0
-    verdict: types_pb2.Verdict | None = None
-    end: OutputEnd | None = None
-    ended_at_s: float = 0.0
-    delivered: bool = False  # the chunk with the end was handed to a subscription
-
-    def chunk(self) -> worker_pb2.TokenChunk:
-        """What its channel has not sent yet; moves the cursor."""
-        chunk = worker_pb2.TokenChunk(
-            request_id=self.request_id,
-            attempt=self.attempt,
-            offset=self.cursor,
-            token_ids=self.ids[self.cursor :],
-            emitted_at_us=self.emitted_us,
-            scheduled_at_us=self.scheduled_us,
-        )
-        self.cursor = len(self.ids)
-        self.scheduled_us = 0
-        if self.verdict is not None:
-            chunk.verdict.CopyFrom(self.verdict)
-            self.verdict = None
-        if self.end is not None:
-            chunk.finish_reason = self.end.reason
-            chunk.error = self.end.error
-            self.delivered = True
-        return chunk
+_MAX_TURNS = 16  # in which the requests of one engine step publish
 
 
 @dataclass(slots=True, eq=False)
 class _Channel:
     unsubscribed_at_s: float | None  # None while somebody listens
     wake: asyncio.Event = field(default_factory=asyncio.Event)
-    dirty: dict[str, _Output] = field(default_factory=dict)
+    dirty: dict[str, Output] = field(default_factory=dict)
+    published: int = 0  # counts every mark
     sending: bool = False  # a message is with gRPC, not yet taken
     generation: int = 0  # of the subscription that may read; an older one ends
+
+
+async def _settle(channel: _Channel) -> None:
+    """Wait for the rest of an engine step: until a turn of the event loop publishes nothing."""
+    for _ in range(_MAX_TURNS):
+        published = channel.published
+        await asyncio.sleep(0)
+        if channel.published == published:
+            return
 
 
 class Outbox:
@@ -87,7 +53,7 @@ class Outbox:
         self._replica_id = replica_id
         self._clock = clock
         self._retention_s = retention_s
-        self._outputs: dict[str, _Output] = {}
+        self._outputs: dict[str, Output] = {}
         self._channels: dict[str, _Channel] = {}
         self._closed = False
         self._sent = asyncio.Event()  # a subscription has got rid of something, or is gone
@@ -97,7 +63,7 @@ class Outbox:
         self._forget(request_id)
         ids = array("I", delivered_ids)
         now_s = self._clock.now_s()
-        self._outputs[request_id] = _Output(request_id, attempt, admission_id, ids, len(ids), self._retention_s, now_s)
+        self._outputs[request_id] = Output(request_id, attempt, admission_id, ids, len(ids), self._retention_s, now_s)
         self._channel(admission_id)
 
     def publish(self, request_id: str, attempt: int, token_ids: Iterable[int], *, emitted_us: int) -> None:
@@ -169,6 +135,7 @@ class Outbox:
             yield self._batch(seq, [])
             while channel.dirty or not self._closed:
                 await channel.wake.wait()
+                await _settle(channel)
                 if channel.generation != mine:
                     return
                 if not self._closed:
@@ -223,7 +190,7 @@ class Outbox:
                 del self._channels[admission_id]
         return [output.request_id for output in self._outputs.values() if self._orphaned(output, now_s)]
 
-    def _orphaned(self, output: _Output, now_s: float) -> bool:
+    def _orphaned(self, output: Output, now_s: float) -> bool:
         since_s = self._channel(output.admission_id).unsubscribed_at_s
         if output.end is not None or since_s is None:
             return False
@@ -240,13 +207,14 @@ class Outbox:
             channel = self._channels[admission_id] = _Channel(self._clock.now_s())
         return channel
 
-    def _current(self, request_id: str, attempt: int) -> _Output | None:
+    def _current(self, request_id: str, attempt: int) -> Output | None:
         output = self._outputs.get(request_id)
         return output if output is not None and output.attempt == attempt else None
 
-    def _mark(self, output: _Output) -> None:
+    def _mark(self, output: Output) -> None:
         channel = self._channel(output.admission_id)
         channel.dirty[output.request_id] = output
+        channel.published += 1
         channel.wake.set()
 
     def _forget(self, request_id: str) -> None:

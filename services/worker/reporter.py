@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 _MIN_INTERVAL_S = 0.020  # between two messages: a planner plans in milliseconds, an engine may step faster
 _HEARTBEAT_S = 0.5
 _FIRST_BACKOFF_S = 0.1
-_LAST_BACKOFF_S = 2.0
+_LAST_BACKOFF_S = 0.5
 
 
 class Reporter:
@@ -39,6 +39,15 @@ class Reporter:
         self._min_interval_s = min_interval_s
         self._connection = 0
         self._snapshot_wanted = False
+        self._linked = asyncio.Event()
+
+    async def wait_linked(self, timeout_s: float) -> bool:
+        """Return True once the planner took a first snapshot, False after `timeout_s`."""
+        try:
+            await asyncio.wait_for(self._linked.wait(), timeout_s)
+        except TimeoutError:
+            return False
+        return True
 
     async def run(self) -> None:
         """Report until cancelled."""
@@ -66,6 +75,7 @@ class Reporter:
         while mine == self._connection:  # a broken call may ask on for a while: it must not take what is the next one's
             full, self._snapshot_wanted = self._snapshot_wanted, False
             yield self._mirror.message(full=full)
+            self._linked.set()  # asked for the next message: this one is on its way
             await asyncio.sleep(self._min_interval_s)
             if not self._snapshot_wanted:
                 try:

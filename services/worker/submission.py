@@ -5,7 +5,7 @@ from services.common.clock import Clock
 from services.common.wire import stages_from_wire
 from services.core.lengths import LengthForecaster
 from services.worker.engine_api import EngineInfo, SamplingSpec, Submission
-from services.worker.outbox import OutputEnd
+from services.worker.output import OutputEnd
 
 __all__ = ["submission_of"]
 

@@ -3,8 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
 from redis.asyncio import Redis
 
@@ -19,6 +18,7 @@ from services.common.rpc import RpcServer
 from services.common.stream_reader import StreamReader
 from services.common.wire import perf_model_to_wire
 from services.core.lengths import LengthForecaster
+from services.worker.background import Background
 from services.worker.best_effort_room import BestEffortRoom
 from services.worker.claims import Claims
 from services.worker.directives import Directives
@@ -28,7 +28,8 @@ from services.worker.generations import Generations
 from services.worker.housekeeping import Housekeeping
 from services.worker.intake import Intake
 from services.worker.lease import Lease
-from services.worker.outbox import Outbox, OutputEnd
+from services.worker.outbox import Outbox
+from services.worker.output import OutputEnd
 from services.worker.replica_card import capacity_of, identity_of
 from services.worker.reporter import Reporter
 from services.worker.service import WorkerService
@@ -39,10 +40,10 @@ __all__ = ["Worker"]
 
 _log = logging.getLogger(__name__)
 
+_PLANNER_S = 5.0
 _QUEUE_END_S = 5.0
 _ABORT_S = 5.0
 _FLUSH_S = 2.0
-_CANCEL_AGAIN_S = 0.5
 
 
 class Worker:
@@ -71,7 +72,7 @@ class Worker:
             on_lost=self._verify,
         )
         self._engine_lost = asyncio.Event()
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._background = Background()
         self._draining: asyncio.Task[int] | None = None
         self._drain_begun = asyncio.Event()
         self._mirror: StateMirror | None = None
@@ -92,7 +93,7 @@ class Worker:
     async def start(self) -> None:
         """Take the lease as STARTING, start the engine, then serve as READY."""
         await self._lease.publish(router_pb2.REPLICA_STATUS_STARTING)
-        self._spawn("lease", self._lease.run())
+        self._background.spawn("lease", self._lease.run())
         await self._engine.start()
         info, model = self._engine.info, self._engine.perf_model
         self._mirror = StateMirror(self._settings.replica_id, info, model, self._clock)
@@ -112,14 +113,18 @@ class Worker:
             may_claim=lambda: self._lease.held,
         )
         reporter = Reporter(self._planner, self._mirror, Directives(self._engine, generations).apply)
-        self._spawn("engine", self._watch_engine())
-        self._spawn("reports", self._follow(self._mirror, generations, self._intake))
-        self._spawn("reporter", reporter.run())
-        self._spawn("housekeeping", Housekeeping(self._outbox, generations, self._intake, self._reader).run())
+        self._background.spawn("engine", self._watch_engine())
+        self._background.spawn("reports", self._follow(self._mirror, generations, self._intake))
+        self._background.spawn("reporter", reporter.run())
+        self._background.spawn(
+            "housekeeping", Housekeeping(self._outbox, generations, self._intake, self._reader).run()
+        )
         await self._serve(generations, self._mirror)
         self._lease.describe(capacity_of(self._engine))
+        if not await reporter.wait_linked(_PLANNER_S):  # a fleet without its planner serves best effort
+            _log.warning("ready without the planner at %s", self._planner)
         await self._lease.publish(router_pb2.REPLICA_STATUS_READY)
-        self._spawn("intake", self._intake.run())
+        self._background.spawn("intake", self._intake.run())
 
     async def run(self, stop: asyncio.Event, on_ready: Callable[[int], None]) -> None:
         """Start, tell `on_ready` the port, and serve until `stop` or a drain from outside; then drain.
@@ -127,12 +132,12 @@ class Worker:
         Raises what went wrong: a lost engine, another worker with this name.
         """
         starting = asyncio.create_task(self.start(), name="start")
-        if not await self._until(starting, stop):
+        if not await self._background.until(starting, stop):
             starting.cancel()
             await asyncio.gather(starting, return_exceptions=True)
             return
         on_ready(self.port)
-        await self._until(asyncio.create_task(self._drain_begun.wait(), name="drain begun"), stop)
+        await self._background.until(asyncio.create_task(self._drain_begun.wait(), name="drain begun"), stop)
         await self.drain(None)
 
     async def drain(self, grace_s: float | None) -> int:
@@ -148,14 +153,13 @@ class Worker:
         if self._generations is not None:
             await self._generations.abandon_all()
             await self._outbox.flush(_FLUSH_S)
-        await self._cancel(*[name for name in self._tasks if name != "engine"])
+        await self._background.cancel()
         with contextlib.suppress(SloServeError):  # without Redis the lease runs out by itself
             await self._lease.remove()
         self._outbox.close()
         await self._server.stop(_FLUSH_S)
         if self._generations is not None:
             await self._generations.close()
-        await self._cancel(*self._tasks)
         await self._engine.stop()
 
     # Parts
@@ -234,41 +238,10 @@ class Worker:
             await intake.drain(min(grace_s, _QUEUE_END_S))
         except SloServeError as error:
             _log.warning("draining without Redis: %s", error)
-        await self._cancel("intake")
+        await self._background.cancel("intake")
         await generations.hand_back_unstarted()
         await generations.wait_until_idle(max(0.0, until_s - self._clock.now_s()))
         unfinished = len(generations)
         await generations.abandon_all()
         await generations.wait_until_idle(_ABORT_S)
         return unfinished
-
-    def _spawn(self, name: str, work: Awaitable[None]) -> None:
-        self._tasks[name] = asyncio.ensure_future(work)
-        self._tasks[name].set_name(name)
-
-    async def _cancel(self, *names: str) -> None:
-        tasks = {self._tasks.pop(name) for name in names if name in self._tasks}
-        pending = tasks
-        while pending:  # a library may swallow a cancellation that meets its own timeout: ask again
-            for task in pending:
-                task.cancel()
-            _, pending = await asyncio.wait(pending, timeout=_CANCEL_AGAIN_S)
-        for task in tasks:
-            if not task.cancelled() and task.exception() is not None:
-                _log.debug("task %s ended with %r", task.get_name(), task.exception())
-
-    async def _until(self, event: "asyncio.Task[Any]", stop: asyncio.Event) -> bool:
-        """Wait for an event, or `stop` (False); a background task that ends first raises its error."""
-        stopped = asyncio.create_task(stop.wait(), name="stop")
-        try:
-            while not event.done() and not stopped.done():
-                await asyncio.wait({event, stopped, *self._tasks.values()}, return_when=asyncio.FIRST_COMPLETED)
-                for name, task in self._tasks.items():
-                    if task.done() and not task.cancelled():
-                        task.result()
-                        raise SloServeError(Reason.INTERNAL, f"task {name!r} of {self._settings.replica_id} has ended")
-            if event.done():
-                event.result()
-            return event.done()
-        finally:
-            stopped.cancel()

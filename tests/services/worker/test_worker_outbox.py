@@ -6,7 +6,8 @@ import pytest
 from protos import types_pb2, worker_pb2
 from services.common.clock import Clock
 from services.common.errors import Reason, SloServeError
-from services.worker.outbox import Outbox, OutputEnd
+from services.worker.outbox import Outbox
+from services.worker.output import OutputEnd
 
 LENGTH = OutputEnd(types_pb2.FINISH_REASON_LENGTH)
 

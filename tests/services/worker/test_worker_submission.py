@@ -5,7 +5,7 @@ from services.common.clock import Clock
 from services.common.errors import Reason, SloServeError
 from services.core.lengths import LengthForecaster
 from services.worker.engine_api import Submission
-from services.worker.outbox import OutputEnd
+from services.worker.output import OutputEnd
 from services.worker.submission import submission_of
 from tests.services.worker.scripted_engine import INFO
 
