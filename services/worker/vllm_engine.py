@@ -215,6 +215,7 @@ class VllmEngine:
 
     async def generate(self, submission: Submission) -> AsyncIterator[EngineOutput]:
         """Run one request; one output per engine step that gave it tokens. Closing the iterator aborts it."""
+        from vllm.exceptions import VLLMClientError
         from vllm.inputs.engine import tokens_input
         from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -238,6 +239,9 @@ class VllmEngine:
             finished = True
             self._failed.set()
             yield EngineOutput(request_id, (), time.monotonic(), EngineEnd.ERROR, f"the engine died: {error}")
+        except (VLLMClientError, ValueError) as error:  # vLLM refuses the request: a prompt beyond the context, an impossible parameter
+            finished = True
+            yield EngineOutput(request_id, (), time.monotonic(), EngineEnd.ERROR, str(error))
         finally:
             self._live.discard(request_id)
             self._aborted.discard(request_id)
