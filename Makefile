@@ -32,7 +32,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup protos run test check format golden lock clean distclean
+.PHONY: help setup protos run test check format lock clean distclean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -93,18 +93,17 @@ run: setup ## Redis, all services and one worker; sample traffic, a table, then 
 test: setup $(NODE_MODULES) ## everything that needs no GPU, on real Redis and real vLLM
 	@$(PY) -m pytest $(T) $(PYTEST_ARGS)
 
-check: setup ## formatting, lint, strict types, import rules
-	@$(PY) -m ruff format --check .
-	@$(PY) -m ruff check .
-	@$(PY) -m mypy --strict -p services -p bench
-	@$(VENV)/bin/lint-imports --no-logo 2>/dev/null || $(VENV)/bin/lint-imports
+check: setup ## formatting, lint, strict types, import rules; runs all four, then says which failed
+	@failed=(); \
+	$(PY) -m ruff format --check --quiet . || failed+=("formatting (make format)"); \
+	$(PY) -m ruff check . || failed+=("lint"); \
+	$(PY) -m mypy --strict -p services -p bench || failed+=("types"); \
+	$(VENV)/bin/lint-imports || failed+=("import rules"); \
+	if [ $${#failed[@]} -gt 0 ]; then printf 'check: failed: %s\n' "$${failed[@]}" >&2; exit 1; fi
 
 format: setup ## rewrite the sources in the project's format
 	@$(PY) -m ruff format .
 	@$(PY) -m ruff check --fix .
-
-golden: setup ## rewrite the golden plans of the tests; review the diff
-	@$(PY) -m pytest tests/core --golden-update
 
 lock: ## resolve requirements.in and vLLM's requirements into requirements.lock
 	@rm -rf build/lock && $(PYTHON) -m venv build/lock && cd build/lock && bin/pip install -q -U pip \
