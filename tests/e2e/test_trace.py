@@ -58,7 +58,8 @@ async def test_genai_metrics_arrive_under_their_standard_names(emulated: LocalSt
 
 @pytest.mark.vllm
 async def test_without_an_endpoint_traces_are_local_files(cpu_vllm: LocalStack) -> None:
-    reply = await generate(cpu_vllm.admission_address, request("chatbot", 64, 8, salt=81), timeout_s=120)
+    message = request("chatbot", max_tokens=8, text="Return the sum of a and b.", token_ids=None)
+    reply = await generate(cpu_vllm.admission_address, message, timeout_s=120)
     assert reply.finished is not None
     trace_id = reply.finished.trace_id
     traces = cpu_vllm.spec.data_dir / "traces"
