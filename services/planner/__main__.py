@@ -15,9 +15,9 @@ from services.common.rpc import RpcServer
 from services.common.telemetry import start_telemetry
 from services.core.warm import warm_up
 from services.planner.compose import compose
-from services.planner.decide import PlanRun
 from services.planner.decision_log import DecisionLog
 from services.planner.measure import measure_outcome, measure_run
+from services.planner.promises import PlanRun
 from services.planner.settings import PlannerSettings
 
 SERVICE = planner_pb2.DESCRIPTOR.services_by_name["Planner"].full_name

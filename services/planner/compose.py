@@ -9,9 +9,9 @@ from services.core.floors import AttainmentFloors
 from services.core.lengths import LengthForecaster
 from services.core.view import PlanSettings
 from services.planner.audit import Auditor, Outcome
-from services.planner.decide import Planning, PlanRun
 from services.planner.fleet import Fleet
 from services.planner.observe import Observer
+from services.planner.promises import Planning, PlanRun
 from services.planner.service import PlannerService
 from services.planner.settings import PlannerSettings
 

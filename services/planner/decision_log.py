@@ -12,7 +12,7 @@ from typing import Self, TextIO
 
 from services.common.clock import Clock
 from services.common.config import ConfigError
-from services.planner.decide import PlanRun
+from services.planner.promises import PlanRun
 from services.planner.recording import run_to_json
 
 __all__ = ["DecisionLog"]

@@ -4,20 +4,26 @@ from dataclasses import dataclass, field
 
 from services.common.clock import Clock
 from services.common.errors import Reason, SloServeError
-from services.planner.decide import Decider, Planning
+from services.planner.decide import Decider
 from services.planner.ledger import Ledger
+from services.planner.promises import Planning, Promises
 
 __all__ = ["Fleet", "PlannedReplica"]
 
 
 @dataclass(slots=True)
 class PlannedReplica:
-    """One replica: what is known, who decides, and which stream may change it (`connection` counts them)."""
+    """One replica: what is promised, who decides, and which stream may change it (`connection` counts them)."""
 
-    ledger: Ledger
+    promises: Promises
     decider: Decider
     connection: int = 0
     promoted_at_s: float = field(default=float("-inf"))
+
+    @property
+    def ledger(self) -> Ledger:
+        """What is known about it."""
+        return self.promises.ledger
 
 
 class Fleet:
@@ -35,8 +41,8 @@ class Fleet:
         self._forget()
         replica = self._replicas.get(replica_id)
         if replica is None:
-            ledger = Ledger(replica_id, self._clock, reservation_s=self._reservation_s)
-            replica = PlannedReplica(ledger, Decider(ledger, self._clock, self._planning))
+            promises = self._promises(replica_id)
+            replica = PlannedReplica(promises, Decider(promises))
             self._replicas[replica_id] = replica
         replica.connection += 1
         replica.ledger.connect()
@@ -56,7 +62,11 @@ class Fleet:
 
     def stranger(self, replica_id: str) -> Decider:
         """A decider for a replica that was never heard from: it can promise nothing, and nothing is kept."""
-        return Decider(Ledger(replica_id, self._clock), self._clock, self._planning)
+        return Decider(self._promises(replica_id))
+
+    def _promises(self, replica_id: str) -> Promises:
+        ledger = Ledger(replica_id, self._clock, reservation_s=self._reservation_s)
+        return Promises(ledger, self._clock, self._planning)
 
     def _forget(self) -> None:
         gone = [name for name, replica in self._replicas.items() if replica.ledger.broken_for_s > self._forget_s]

@@ -15,6 +15,7 @@ _MOST = 4096
 class Said:
     """The last verdict on a request. Times are monotonic seconds.
 
+    `planned_start_s`: when the plan let its prefill start; NaN where there was none.
     `lapsed`: its reservation ran out before the engine reported it, so that its place may have been given away.
     `seen_s`: when the engine first reported it after the verdict; infinite before.
     """
@@ -22,6 +23,7 @@ class Said:
     attempt: int
     verdict: types_pb2.Verdict
     deadline_s: float
+    planned_start_s: float = math.nan
     lapsed: bool = False
     seen_s: float = math.inf
 
@@ -54,8 +56,10 @@ class VerdictHistory:
         if said is not None:
             said.lapsed = True
 
-    def seen(self, request_id: str, now_s: float) -> None:
-        """The engine reports the request."""
+    def seen(self, request_id: str, now_s: float) -> Said | None:
+        """The engine reports the request; the verdict where this is the first time since."""
         said = self._said.get(request_id)
-        if said is not None:
-            said.seen_s = min(said.seen_s, now_s)
+        if said is None or said.seen_s < math.inf:
+            return None
+        said.seen_s = now_s
+        return said

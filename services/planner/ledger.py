@@ -20,6 +20,7 @@ from services.core.columns import DecoderColumns, columns_of
 from services.core.perf_model import PerfModel
 from services.core.view import Decoder, Prefill, ReplicaView
 from services.planner.history import VerdictHistory
+from services.planner.slip import SlipEstimate
 from services.planner.state import Capacity, EngineEntry, StateUpdate
 
 __all__ = ["Applied", "Ledger", "Reservation"]
@@ -67,6 +68,7 @@ class Ledger:
         self._broken_at_s: float | None = None
         self._reservations: dict[str, Reservation] = {}
         self.history = VerdictHistory()
+        self.slip = SlipEstimate()
 
     # --- state ---
 
@@ -118,8 +120,10 @@ class Ledger:
                 seen = request_id in update.removed_ids and (older is None or older.attempt >= held.attempt)
             if seen:
                 del self._reservations[request_id]
-        for request_id in update.entries:
-            self.history.seen(request_id, self._clock.now_s())
+        for request_id in update.entries.keys() - before.keys():
+            said = self.history.seen(request_id, update.capacity.observed_s)
+            if said is not None and said.admitted and not math.isnan(said.planned_start_s):
+                self.slip.observe(self._clock.now_s(), said.seen_s - said.planned_start_s)
 
     @property
     def ready(self) -> bool:
@@ -132,6 +136,12 @@ class Ledger:
         if self._broken_at_s is not None:
             return f"the state stream of replica {self.replica_id} broke {self.broken_for_s:.1f} s ago"
         return f"replica {self.replica_id} has not reported its state yet"
+
+    @property
+    def engine_free_s(self) -> float:
+        """When the next batch can start, monotonic seconds."""
+        now_s = self._clock.now_s()
+        return now_s if self._capacity is None else max(now_s, self._capacity.engine_free_s)
 
     @property
     def running(self) -> int:

@@ -2,7 +2,7 @@
 
 from services.common.instruments import PlannerInstruments
 from services.planner.audit import Outcome
-from services.planner.decide import PlanRun
+from services.planner.promises import PlanRun
 
 __all__ = ["measure_outcome", "measure_run"]
 

@@ -131,7 +131,7 @@ class Observer:
         if not candidates:
             return
         replica.promoted_at_s = now_s
-        for candidate, verdict in replica.decider.promote(candidates):
+        for candidate, verdict in replica.promises.promote(candidates):
             outbox.send(
                 promote=planner_pb2.Promote(
                     request_id=candidate.prefill.id, attempt=candidate.attempt, tier=verdict.tier, verdict=verdict

@@ -4,23 +4,21 @@ import math
 
 from protos import planner_pb2
 from services.common.clock import Clock
-from services.core.quote import Quote, quote
+from services.core.quote import Quote
 from services.planner.candidates import Candidate
-from services.planner.decide import Decider
+from services.planner.promises import Promises
 from services.planner.verdicts import no_state_verdict
 
 __all__ = ["quote_for"]
 
 
-def quote_for(candidate: Candidate, decider: Decider) -> planner_pb2.PlanQuoteResponse:
+def quote_for(candidate: Candidate, promises: Promises) -> planner_pb2.PlanQuoteResponse:
     """Would it fit now; if not, the tightest SLO that would, and from when on the one asked for. Reserves nothing."""
-    ledger, planning, clock = decider.ledger, decider.planning, decider.clock
+    ledger, clock = promises.ledger, promises.clock
     if not ledger.ready:
         verdict = no_state_verdict(candidate, ledger.why_not_ready, clock)
         return planner_pb2.PlanQuoteResponse(fits=False, verdict=verdict)
-    view = ledger.view(asked_ids=frozenset({candidate.prefill.id}))
-    found = quote(view, candidate.prefill, planning.tiers, planning.policy, planning.settings)
-    verdict = decider.verdict(candidate, found.decision)
+    found, verdict = promises.quote(candidate)
     verdict.retry_after_ms = _ms(found.earliest_s)
     return planner_pb2.PlanQuoteResponse(
         fits=found.fits,

@@ -13,7 +13,7 @@ from services.core.admission import Decisions, Policy
 from services.core.columns import DecoderColumns, columns_of
 from services.core.perf_model import PerfModel, Segment
 from services.core.view import Decoder, PlanSettings, Prefill, ReplicaView
-from services.planner.decide import PlanRun
+from services.planner.promises import PlanRun
 
 __all__ = ["Recorded", "decisions_to_json", "run_from_json", "run_to_json"]
 

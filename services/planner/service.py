@@ -71,8 +71,8 @@ class PlannerService(planner_pb2_grpc.PlannerServicer):
 
     async def Quote(self, request: planner_pb2.PlanQuoteRequest, context: Any) -> planner_pb2.PlanQuoteResponse:
         """Would it fit, and if not, the tightest SLO that would or the earliest time."""
-        decider = self._fleet.get(request.replica_id).decider
-        return quote_for(self._parse(request.candidate, "candidate"), decider)
+        promises = self._fleet.get(request.replica_id).promises
+        return quote_for(self._parse(request.candidate, "candidate"), promises)
 
     async def Explain(self, request: planner_pb2.PlanExplainRequest, context: Any) -> planner_pb2.PlanExplainResponse:
         """The last verdict on a request, with the constraint that decided it."""

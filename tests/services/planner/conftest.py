@@ -14,8 +14,8 @@ from services.common.config import Catalogue
 from services.common.rpc import RpcServer, open_channel
 from services.planner.audit import Outcome
 from services.planner.compose import compose
-from services.planner.decide import PlanRun
 from services.planner.fleet import Fleet
+from services.planner.promises import PlanRun
 from services.planner.settings import PlannerSettings
 
 WAIT_S = 5.0

@@ -1,7 +1,6 @@
 import asyncio
 
 import pytest
-from planner_messages import a_candidate, a_state
 
 from protos import types_pb2
 from services.common.clock import Clock
@@ -11,9 +10,11 @@ from services.core.lengths import LengthForecaster
 from services.core.slo import Tier
 from services.core.view import PlanSettings
 from services.planner.candidates import Candidate, parse_candidate
-from services.planner.decide import Decided, Decider, Planning, PlanRun
+from services.planner.decide import Decided, Decider
 from services.planner.ledger import Ledger
+from services.planner.promises import Planning, PlanRun, Promises
 from services.planner.state import parse_state
+from tests.services.planner.planner_messages import a_candidate, a_state
 
 TIERS = (Tier("tight", 0.05), Tier("loose", 0.1))
 
@@ -28,7 +29,8 @@ class DecidingReplica:
         self.ledger.apply(parse_state(state, tiers=TIERS, clock=self.clock))
         self.runs: list[PlanRun] = []
         self.during_run = lambda: None
-        self.decider = Decider(self.ledger, self.clock, Planning(TIERS, Policy.GREEDY, PlanSettings(), (self._on_run,)))
+        planning = Planning(TIERS, Policy.GREEDY, PlanSettings(), (self._on_run,))
+        self.decider = Decider(Promises(self.ledger, self.clock, planning))
 
     def _on_run(self, run: PlanRun) -> None:
         self.runs.append(run)

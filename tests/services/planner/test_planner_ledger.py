@@ -1,5 +1,4 @@
 import pytest
-from planner_messages import a_candidate, a_request, a_state
 
 from protos import types_pb2
 from services.common.clock import Clock
@@ -12,6 +11,7 @@ from services.planner.candidates import parse_candidate
 from services.planner.history import Said
 from services.planner.ledger import Applied, Ledger
 from services.planner.state import parse_state
+from tests.services.planner.planner_messages import a_candidate, a_request, a_state
 
 TIERS = (Tier("tight", 0.05), Tier("loose", 0.1))
 

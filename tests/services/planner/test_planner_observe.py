@@ -1,9 +1,9 @@
 import grpc
 import pytest
-from planner_messages import a_candidate, a_request, a_state
 
 from protos import planner_pb2, types_pb2
 from services.planner.audit import Cause
+from tests.services.planner.planner_messages import a_candidate, a_request, a_state
 
 
 async def test_a_gap_changes_nothing_and_asks_for_one_snapshot(planner) -> None:

@@ -11,8 +11,8 @@ from services.common.config import ConfigError
 from services.core.admission import Policy, decide
 from services.core.perf_model import PerfModel, Segment
 from services.core.view import Decoder, PlanSettings, Prefill, ReplicaView
-from services.planner.decide import PlanRun
 from services.planner.decision_log import DecisionLog
+from services.planner.promises import PlanRun
 
 
 def a_crowded_run(seed: int, policy: Policy = Policy.MH) -> PlanRun:

@@ -3,9 +3,9 @@ import asyncio
 import grpc
 import grpc.aio
 import pytest
-from planner_messages import a_candidate, a_request, a_state
 
 from protos import planner_pb2, types_pb2
+from tests.services.planner.planner_messages import a_candidate, a_request, a_state
 
 ADMITTED, BEST_EFFORT = types_pb2.VERDICT_KIND_ADMITTED, types_pb2.VERDICT_KIND_BEST_EFFORT
 
@@ -146,6 +146,22 @@ async def test_a_declined_request_is_told_when_the_plan_has_room(planner) -> Non
         [answer] = await planner.admit(a_candidate(now_us, "r1"))
     assert answer.verdict.constraint.kind == types_pb2.CONSTRAINT_KIND_MAX_SEQS
     assert 500 < answer.verdict.retry_after_ms <= 2500
+
+
+async def test_the_way_to_the_engine_is_measured_and_taken_off_the_deadlines_to_come(planner) -> None:
+    now_us = planner.clock.now_us()
+    async with planner.worker(a_state(now_us)) as stream:
+        [first] = await planner.admit(a_candidate(now_us, "r1"))
+        later_us = planner.clock.now_us() + 300_000  # reported 300 ms after the plan would have begun its prefill
+        arrived = a_request(now_us, "r1", output_tokens=0, computed_tokens=0)
+        await stream.send(a_state(later_us, 2, full=False, requests=[arrived]))
+        ledger = planner.fleet.get("gpu-0").ledger
+        await planner.until(lambda: ledger.running == 1)
+        [second] = await planner.admit(a_candidate(now_us, "r2"))
+        [hasty] = await planner.admit(a_candidate(now_us, "r3", ttft_ms=320))
+    assert ledger.slip.seconds(planner.clock.now_s()) == pytest.approx(0.3, abs=0.1)
+    assert first.verdict.predicted_ttft_ms + 200 < second.verdict.predicted_ttft_ms < 1000
+    assert hasty.verdict.kind == BEST_EFFORT
 
 
 async def test_a_quote_promises_nothing_and_names_what_would_fit(planner) -> None:

@@ -1,0 +1,174 @@
+"""From candidates to verdicts on one replica: ask the core, reserve what it admits, explain what it does not."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from protos import planner_pb2, types_pb2
+from services.common.clock import Clock
+from services.common.errors import Reason, SloServeError
+from services.core.admission import Decision, Decisions, Policy, decide
+from services.core.errors import CoreError
+from services.core.quote import Quote, quote, retry_delays_s
+from services.core.slo import Tier
+from services.core.view import PlanSettings, Prefill, ReplicaView
+from services.planner.candidates import Candidate
+from services.planner.history import Said
+from services.planner.ledger import Ledger
+from services.planner.verdicts import no_state_verdict, verdict_of
+
+__all__ = ["PlanRun", "Planning", "Promises"]
+
+Key = tuple[str, int]
+Answers = dict[Key, planner_pb2.CandidateVerdict]
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRun:
+    """One run of the core: what went in, what came out, how long it took."""
+
+    replica_id: str
+    view: ReplicaView
+    candidates: tuple[Prefill, ...]
+    policy: Policy
+    settings: PlanSettings
+    decisions: Decisions
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Planning:
+    """How every replica of this planner is planned. Each of `on_run` sees every run of the core."""
+
+    tiers: tuple[Tier, ...]
+    policy: Policy
+    settings: PlanSettings
+    on_run: tuple[Callable[[PlanRun], None], ...]
+
+
+class Promises:
+    """Makes promises about one replica and keeps them in its ledger."""
+
+    def __init__(self, ledger: Ledger, clock: Clock, planning: Planning) -> None:
+        self.ledger = ledger
+        self.planning = planning
+        self.clock = clock
+
+    def decide(self, asked: Iterable[Candidate]) -> Answers:
+        """A verdict on every candidate; a promise already made is repeated, everything else decided together."""
+        answers: Answers = {}
+        fresh: list[Candidate] = []
+        for candidate in asked:
+            known = self._known(candidate.key)
+            if known is None:
+                fresh.append(candidate)
+            else:
+                answers[candidate.key] = known
+        if not self.ledger.ready:
+            why = self.ledger.why_not_ready
+            return answers | {c.key: self._answer(c, no_state_verdict(c, why, self.clock)) for c in fresh}
+        return answers | self._decide_fresh([self._less_slip(candidate) for candidate in fresh])
+
+    def promote(self, candidates: Sequence[Candidate]) -> list[tuple[Candidate, types_pb2.Verdict]]:
+        """Those of the waiting best-effort requests that now fit, with the promise each is given."""
+        decisions = self._run([candidate.prefill for candidate in candidates]).by_id
+        promoted = []
+        for candidate in candidates:
+            decision = decisions[candidate.prefill.id]
+            if decision.admitted:
+                verdict = self._verdict(candidate, decision)
+                self.ledger.reserve(candidate.attempt, candidate.prefill, verdict, promotes=True)
+                self._remember(candidate, verdict)
+                promoted.append((candidate, verdict))
+        return promoted
+
+    def quote(self, candidate: Candidate) -> tuple[Quote, types_pb2.Verdict]:
+        """What the core quotes now, and the verdict it means. Reserves nothing; needs a ready ledger."""
+        asked = self._less_slip(candidate)
+        view = self.ledger.view(asked_ids=frozenset({candidate.prefill.id}))
+        found = quote(view, asked.prefill, self.planning.tiers, self.planning.policy, self.planning.settings)
+        slip_s = self.ledger.slip.seconds(self.clock.now_s())
+        return replace(found, tightest_ttft_s=found.tightest_ttft_s + slip_s), self._verdict(asked, found.decision)
+
+    def _less_slip(self, candidate: Candidate) -> Candidate:
+        """The candidate with the time it will take to reach the engine taken off its first-token deadline."""
+        slip_s = self.ledger.slip.seconds(self.clock.now_s())
+        if slip_s == 0:
+            return candidate
+        prefill = candidate.prefill
+        return replace(candidate, prefill=replace(prefill, deadline_s=prefill.deadline_s - slip_s))
+
+    def _decide_fresh(self, fresh: Sequence[Candidate]) -> Answers:
+        if not fresh:
+            return {}
+        decisions = self._run([candidate.prefill for candidate in fresh]).by_id
+        answers: Answers = {}
+        for candidate in fresh:
+            decision = decisions[candidate.prefill.id]
+            if decision.admitted:
+                verdict = self._verdict(candidate, decision)
+                until_us = self.ledger.reserve(candidate.attempt, candidate.prefill, verdict)
+                answers[candidate.key] = self._answer(candidate, verdict, until_us)
+        declined = [candidate for candidate in fresh if candidate.key not in answers]
+        delays_s = self._retry_delays_s([candidate.prefill for candidate in declined])
+        for candidate in declined:
+            verdict = self._verdict(candidate, decisions[candidate.prefill.id])
+            delay_s = delays_s[candidate.prefill.id]
+            verdict.retry_after_ms = delay_s * 1000 if math.isfinite(delay_s) else 0.0
+            answers[candidate.key] = self._answer(candidate, verdict)
+        return answers
+
+    def _retry_delays_s(self, declined: Sequence[Prefill]) -> dict[str, float]:
+        """When each declined request would fit, out of one plan that has the new promises in it."""
+        if not declined:
+            return {}
+        view = self.ledger.view(asked_ids=frozenset(prefill.id for prefill in declined))
+        return retry_delays_s(view, declined, self.planning.policy, self.planning.settings)
+
+    def _run(self, prefills: Sequence[Prefill]) -> Decisions:
+        """Ask the core about prefills on top of everything in the ledger."""
+        view = self.ledger.view(asked_ids=frozenset(prefill.id for prefill in prefills))
+        policy, settings = self.planning.policy, self.planning.settings
+        started_s = time.perf_counter()
+        try:
+            decisions = decide(view, prefills, policy, settings)
+        except CoreError as error:
+            raise SloServeError(Reason.STATE_INVALID, f"replica {self.ledger.replica_id}: {error}") from error
+        seconds = time.perf_counter() - started_s
+        run = PlanRun(self.ledger.replica_id, view, tuple(prefills), policy, settings, decisions, seconds)
+        for watch in self.planning.on_run:
+            watch(run)
+        return decisions
+
+    def _known(self, key: Key) -> planner_pb2.CandidateVerdict | None:
+        """The promise this attempt already has. One that got none is decided anew: it may be offered again."""
+        reservation = self.ledger.reservation(key)
+        if reservation is not None:
+            until_us = self.clock.to_unix_us(reservation.expires_s)
+            return planner_pb2.CandidateVerdict(
+                request_id=key[0], attempt=key[1], verdict=reservation.verdict, reserved_until_us=until_us
+            )
+        said = self.ledger.history.get(key[0])
+        if said is not None and said.attempt == key[1] and self.ledger.holds(key):
+            return planner_pb2.CandidateVerdict(request_id=key[0], attempt=key[1], verdict=said.verdict)
+        return None
+
+    def _verdict(self, candidate: Candidate, decision: Decision) -> types_pb2.Verdict:
+        slip_s = self.ledger.slip.seconds(self.clock.now_s())
+        expected = replace(decision, predicted_ttft_s=decision.predicted_ttft_s + slip_s)
+        return verdict_of(
+            candidate, expected, replica_id=self.ledger.replica_id, tiers=self.planning.tiers, clock=self.clock
+        )
+
+    def _answer(
+        self, candidate: Candidate, verdict: types_pb2.Verdict, until_us: int = 0
+    ) -> planner_pb2.CandidateVerdict:
+        self._remember(candidate, verdict)
+        return planner_pb2.CandidateVerdict(
+            request_id=candidate.prefill.id, attempt=candidate.attempt, verdict=verdict, reserved_until_us=until_us
+        )
+
+    def _remember(self, candidate: Candidate, verdict: types_pb2.Verdict) -> None:
+        said = Said(candidate.attempt, verdict, candidate.prefill.deadline_s, self.ledger.engine_free_s)
+        self.ledger.history.remember(candidate.prefill.id, said)
