@@ -15,9 +15,11 @@ __all__ = [
     "PROVIDER",
     "AdmissionInstruments",
     "PlannerInstruments",
+    "WorkerInstruments",
     "admission_instruments",
     "gen_ai_attributes",
     "planner_instruments",
+    "worker_instruments",
 ]
 
 PROVIDER = "slos_serve"
@@ -153,4 +155,38 @@ def router_instruments(meter: Meter | None = None) -> RouterInstruments:
             explicit_bucket_boundaries_advisory=_PLACEMENT_S,
         ),
         hops=m.create_counter("slos_serve.hops", description="Replicas asked, by verdict"),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInstruments:
+    """What a replica holds and how its requests went, by replica, tier and reason."""
+
+    running: Gauge
+    waiting: Gauge
+    free_blocks: Gauge
+    queue_duration_s: Histogram
+    ended: Counter
+    preemptions: Counter
+    demotions: Counter
+
+
+def worker_instruments(meter: Meter | None = None) -> WorkerInstruments:
+    """The worker's instruments, on the global meter unless one is given."""
+    m = _meter(meter)
+    return WorkerInstruments(
+        running=m.create_gauge("slos_serve.engine.running", description="Requests in the engine's batches"),
+        waiting=m.create_gauge("slos_serve.engine.waiting", description="Requests waiting in the engine"),
+        free_blocks=m.create_gauge("slos_serve.engine.free_blocks", description="KV blocks that are free"),
+        queue_duration_s=m.create_histogram(
+            "slos_serve.queue.duration",
+            unit="s",
+            description="Entry appended to start of its prefill",
+            explicit_bucket_boundaries_advisory=_PLACEMENT_S,
+        ),
+        ended=m.create_counter(
+            "slos_serve.engine.requests", description="Requests that ended, by finish reason and missed SLO"
+        ),
+        preemptions=m.create_counter("slos_serve.engine.preemptions", description="Requests that lost their KV blocks"),
+        demotions=m.create_counter("slos_serve.engine.demotions", description="Requests moved to best effort"),
     )

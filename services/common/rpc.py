@@ -19,6 +19,7 @@ from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
 from opentelemetry.instrumentation.grpc import aio_client_interceptors, aio_server_interceptor, filters
 
+from services.common.config import ConfigError
 from services.common.errors import Reason, SloServeError, pushback_trailer, to_status
 from services.common.undecodable import undecodable
 
@@ -141,7 +142,7 @@ class RpcServer:
     """
 
     def __init__(self, address: str) -> None:
-        """Bind `address` (host:port; port 0 picks a free one, see `port`)."""
+        """Bind `address` (host:port; port 0 picks a free one, see `port`). Raises ConfigError where it is taken."""
         self.grpc = grpc.aio.server(
             interceptors=(
                 aio_server_interceptor(filter_=filters.negate(filters.health_check())),  # type: ignore[no-untyped-call]
@@ -157,7 +158,10 @@ class RpcServer:
         self._health = health_aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
         self._names: tuple[str, ...] = ()
-        self.port = self.grpc.add_insecure_port(address)
+        try:
+            self.port = self.grpc.add_insecure_port(address)
+        except RuntimeError:
+            raise ConfigError(f"environment: SLOS_PORT: cannot listen on {address}; is it in use?") from None
 
     async def start(self, service_names: Sequence[str]) -> None:
         """Serve, with every named service healthy."""

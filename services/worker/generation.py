@@ -37,6 +37,7 @@ class GenerationParts:
     replica_id: str
     engine_lost: asyncio.Event
     on_finished: Callable[[planner_pb2.FinishedLength, EngineEnd], None]
+    on_scheduled: Callable[[str, float], None]  # tier, seconds since the entry was appended
 
 
 class _Leave(StrEnum):
@@ -110,6 +111,7 @@ class Generation:
             self._spans.scheduled(at_s)
             scheduled_us = self._parts.clock.to_unix_us(at_s)
             self._parts.outbox.scheduled(self.claimed.request_id, self.claimed.attempt, scheduled_us=scheduled_us)
+            self._parts.on_scheduled(self.claimed.request.tier, (scheduled_us - self.claimed.queued_us) / 1e6)
 
     def promote(self, tier: str, verdict: types_pb2.Verdict) -> None:
         """Promise it from now on."""

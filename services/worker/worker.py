@@ -11,6 +11,7 @@ from protos import planner_pb2, router_pb2, types_pb2, worker_pb2, worker_pb2_gr
 from services.common.clock import Clock
 from services.common.config import Catalogue
 from services.common.errors import Reason, SloServeError
+from services.common.instruments import worker_instruments
 from services.common.keys import owner_name
 from services.common.rendezvous import planner_for
 from services.common.request_store import RequestStore
@@ -28,6 +29,7 @@ from services.worker.generations import Generations
 from services.worker.housekeeping import Housekeeping
 from services.worker.intake import Intake
 from services.worker.lease import Lease
+from services.worker.measure import Measure
 from services.worker.outbox import Outbox
 from services.worker.output import OutputEnd
 from services.worker.replica_card import capacity_of, identity_of
@@ -73,6 +75,7 @@ class Worker:
         )
         self._engine_lost = asyncio.Event()
         self._background = Background()
+        self._measure = Measure(worker_instruments(), settings.replica_id)
         self._draining: asyncio.Task[int] | None = None
         self._drain_begun = asyncio.Event()
         self._mirror: StateMirror | None = None
@@ -94,7 +97,7 @@ class Worker:
         """Take the lease as STARTING, start the engine, then serve as READY."""
         await self._lease.publish(router_pb2.REPLICA_STATUS_STARTING)
         self._background.spawn("lease", self._lease.run())
-        await self._engine.start()
+        await self._start_engine()
         info, model = self._engine.info, self._engine.perf_model
         self._mirror = StateMirror(self._settings.replica_id, info, model, self._clock)
         room = BestEffortRoom(info, model)
@@ -167,6 +170,7 @@ class Worker:
     def _parts(self, mirror: StateMirror) -> GenerationParts:
         def on_finished(length: planner_pb2.FinishedLength, end: EngineEnd) -> None:
             mirror.finished(length)
+            self._measure.finished(length, end)
             if end in (EngineEnd.STOP, EngineEnd.LENGTH):
                 self._forecaster.observe(length.application, length.prompt_tokens, length.output_tokens)
 
@@ -178,6 +182,7 @@ class Worker:
             replica_id=self._settings.replica_id,
             engine_lost=self._engine_lost,
             on_finished=on_finished,
+            on_scheduled=self._measure.scheduled,
         )
 
     async def _serve(self, generations: Generations, mirror: StateMirror) -> None:
@@ -210,8 +215,17 @@ class Worker:
             mirror.apply(report)
             generations.apply(report)
             intake.apply(report)
+            self._measure.report(report)
             if report.perf_model is not None:
                 self._lease.describe(router_pb2.Replica(perf_model=perf_model_to_wire(report.perf_model)))
+
+    async def _start_engine(self) -> None:
+        chosen = f"SLOS_ENGINE={self._settings.engine} and SLOS_MODEL={self._settings.model}"
+        try:
+            await self._engine.start()
+        except Exception as error:  # engines fail in many ways; the operator needs one line and the log
+            _log.exception("the engine did not start")
+            raise SloServeError(Reason.ENGINE_FAILED, f"no engine with {chosen}: {error}") from error
 
     async def _watch_engine(self) -> None:
         await self._engine.wait_dead()
