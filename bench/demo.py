@@ -126,11 +126,15 @@ async def _traffic(console: Console, stack: LocalStack, workload: DemoWorkload) 
 
 
 def _show_errors(console: Console, outcomes: Sequence[Outcome]) -> None:
-    failed = [outcome for outcome in outcomes if outcome.error]
-    for outcome in failed[:_MAX_ERRORS_SHOWN]:
-        console.print(f"{outcome.request.application}: {outcome.error}", style="red", markup=False)
-    if len(failed) > _MAX_ERRORS_SHOWN:
-        console.print(f"... and {len(failed) - _MAX_ERRORS_SHOWN} more", style="red")
+    """Every failure and every broken promise, up to a few."""
+    lines = [f"{outcome.request.application}: {outcome.error}" for outcome in outcomes if outcome.error]
+    lines += [line for outcome in outcomes for line in outcome.broken_promises()]
+    if lines:
+        console.print()
+    for line in lines[:_MAX_ERRORS_SHOWN]:
+        console.print(line, style="red", markup=False)
+    if len(lines) > _MAX_ERRORS_SHOWN:
+        console.print(f"... and {len(lines) - _MAX_ERRORS_SHOWN} more", style="red")
 
 
 async def _show_trace(console: Console, spec: StackSpec, outcomes: Sequence[Outcome]) -> None:

@@ -39,6 +39,21 @@ class Outcome:
         """Promised, on arrival or later."""
         return self.verdict is not None and self.verdict.kind == "ADMITTED"
 
+    def broken_promises(self) -> list[str]:
+        """One line per stage that was promised and came late."""
+        if self.finished is None or not self.finished.promised:
+            return []
+        return [
+            f"broken promise: {self.request.application} {what} {value_ms:,.1f} of {slo_ms:,.1f} ms "
+            f"(slosctl trace {self.finished.trace_id[:12]})"
+            for stage in self.finished.stages
+            for what, value_ms, slo_ms in (
+                ("TTFT", stage.ttft_ms, stage.ttft_slo_ms),
+                ("TPOT", stage.tpot_ms, stage.tpot_slo_ms),
+            )
+            if 0 < slo_ms < value_ms
+        ]
+
 
 @dataclass(frozen=True, slots=True)
 class Quantiles:

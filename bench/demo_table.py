@@ -11,7 +11,7 @@ from bench.demo_outcome import ApplicationSummary
 __all__ = ["render_tables"]
 
 _LEGEND = """\
-attained  share of offered requests whose every stage met its SLO, promised or no
+attained  share of offered requests that met every SLO, promised or not
 its SLO   TTFT SLOs are multiples of the zero-load prefill time of each prompt
 times     as admission sent the tokens; p99 of so few is close to the largest"""
 

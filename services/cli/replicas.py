@@ -42,10 +42,12 @@ def _since(started_us: int) -> str:
 
 def replica_table(found: Sequence[router_pb2.Replica]) -> Table:
     """The replicas as a table."""
-    table = Table(title="replicas", title_justify="left", title_style="bold", header_style="dim", box=None)
-    for header in ("replica", "status", "engine", "address"):
+    table = Table(
+        title="replicas", title_justify="left", title_style="bold", header_style="dim", box=None, padding=(0, 0, 0, 1)
+    )
+    for header in ("id", "status", "engine", "address"):
         table.add_column(header, no_wrap=True)
-    for header in ("running", "waiting", "free blocks", "R2", "up"):
+    for header in ("running", "waiting", "free KV", "R2", "up"):
         table.add_column(header, justify="right", no_wrap=True)
     for replica in found:
         table.add_row(
