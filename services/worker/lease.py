@@ -22,6 +22,7 @@ __all__ = ["Lease"]
 _log = logging.getLogger(__name__)
 
 _RENEWALS_PER_LEASE = 3
+_STARTING_LEASES = 20  # an engine that loads its model keeps the event loop for seconds
 
 
 class Lease:
@@ -51,7 +52,12 @@ class Lease:
     @property
     def held(self) -> bool:
         """Whether the lease is certainly still ours, by this process's own clock."""
-        return self._clock.now_s() - self._renewed_at_s < self._lease_s
+        return self._clock.now_s() - self._renewed_at_s < self._duration_s
+
+    @property
+    def _duration_s(self) -> float:
+        starting = self._replica.status == router_pb2.REPLICA_STATUS_STARTING
+        return self._lease_s * (_STARTING_LEASES if starting else 1)
 
     async def publish(self, status: router_pb2.ReplicaStatus.ValueType) -> None:
         """Describe the replica with this status and take the lease. Raises SloServeError while Redis is away."""
@@ -84,7 +90,7 @@ class Lease:
     async def _renew(self) -> None:
         asked_at_s = self._clock.now_s()
         if await self._registry.renew(
-            self._replica.replica_id, self._replica.started_us, self._lease_s, **self._load()
+            self._replica.replica_id, self._replica.started_us, self._duration_s, **self._load()
         ):
             self._renewed_at_s = asked_at_s
             if self._stale_description:
@@ -101,7 +107,7 @@ class Lease:
         self._stale_description = False
         for name, value in self._load().items():
             setattr(self._replica, name, value)
-        await self._registry.publish(self._replica, self._lease_s)
+        await self._registry.publish(self._replica, self._duration_s)
         self._renewed_at_s = asked_at_s
 
     async def _refuse_if_taken(self) -> None:

@@ -225,7 +225,8 @@ class Worker:
             await self._engine.start()
         except Exception as error:  # engines fail in many ways; the operator needs one line and the log
             _log.exception("the engine did not start")
-            raise SloServeError(Reason.ENGINE_FAILED, f"no engine with {chosen}: {error}") from error
+            first_line = (str(error).splitlines() or [type(error).__name__])[0]
+            raise SloServeError(Reason.ENGINE_FAILED, f"no engine with {chosen}: {first_line}") from error
 
     async def _watch_engine(self) -> None:
         await self._engine.wait_dead()
