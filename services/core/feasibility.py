@@ -80,7 +80,7 @@ def check(fluid: Fluid, stated: bool, standing: Ints, late_by_s: Floats) -> Verd
         if j >= 0:
             code, row, needed, available = MISS_DEADLINE, j, float(problem.queue.remaining[j]), 0.0
     if code == FEASIBLE:
-        ahead = forecast(problem, standing, outcome.joined)
+        ahead = forecast(problem, standing, outcome.began, outcome.joined)
         if ahead.peak_blocks > problem.limits.blocks:
             code, row = MISS_BLOCKS, ahead.peak_step
             needed, available = float(ahead.peak_blocks), float(problem.limits.blocks)

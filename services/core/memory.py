@@ -2,10 +2,10 @@
 
 Every request on a tier advances in every batch, so the number of KV blocks after k batches needs no time estimate: it
 is the sum over requests alive after k batches of ceil((context + k) / block). It only falls where a request ends, so
-its peak is found by looking at the last step of each. Prefills count with their whole prompt at once (an upper bound)
-and grow from the batch in which the plan gives them their first token. The same pass finds the longest decode-only
-batch ahead, the other question that needs no clock: where it exceeds the tightest TPOT alive, decoding alone is too
-much.
+its peak is found by looking at the last step of each. Prefills count with their whole prompt from the batch in which
+the plan begins them (an upper bound) and grow from the batch after their first token. The same pass finds the longest
+decode-only batch ahead, the other question that needs no clock: where it exceeds the tightest TPOT alive, decoding
+alone is too much.
 
 One pass over the ends, last first, adds requests to running sums. The rounding up to whole blocks is exact: all grow
 in step, so requests with the same remainder modulo the block size stay together (with speculation, where growth is a
@@ -48,8 +48,11 @@ def _blocks(remainders: Ints, total: float, number: int, k: int, size: int) -> i
 
 
 @compiled
-def forecast(problem: Problem, standing: Ints, joined: Ints) -> Forecast:
-    """Look ahead over base decoders and the prefills in the plan; `joined` is the step from which each decodes."""
+def forecast(problem: Problem, standing: Ints, began: Ints, joined: Ints) -> Forecast:
+    """Look ahead over base decoders and the prefills in the plan.
+
+    A prefill's prompt is in memory from step `began` (those with computed tokens: now) and grows from step `joined`.
+    """
     coef, _, limits, tiers, base, queue = problem
     size = limits.block_size
     num_tiers = tiers.tpot.shape[0]
@@ -120,12 +123,13 @@ def forecast(problem: Problem, standing: Ints, joined: Ints) -> Forecast:
                     tight = tiers.gain[c] * tiers.tpot[c]
                     tight_tier = c
         if k < last_join:
-            # Not decoding yet: their prompt counts, not the (smaller) length they would have grown back from.
+            # Not decoding yet: their prompt counts once begun, not the length they would have grown back from.
             for a in range(m):
                 if start[a] > k:
                     j = rows[a]
                     prompt = queue.remaining[j] + queue.computed[j]
-                    blocks += -(-prompt // size)
+                    if began[j] <= k or queue.computed[j] > 0:
+                        blocks += -(-prompt // size)
                     if tiers.gain[queue.tier[j]] == 1.0:
                         blocks -= -(-(prompt - start[a] + tiers.verify[queue.tier[j]] + k) // size)
         if blocks > peak_blocks:

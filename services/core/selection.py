@@ -91,7 +91,7 @@ def _keep_cheapest_prefix(problem: Problem, standing: Ints, hopeful: Bools, caus
     rows = np.nonzero(hopeful)[0]
     demand = (queue.remaining[rows] + queue.computed[rows] + queue.output[rows]) / queue.weight[rows]
     order = rows[np.argsort(demand)]
-    joined = np.full(standing.shape[0], -1, np.int64)
+    at_once = np.zeros(standing.shape[0], np.int64)
     trial = standing.copy()
     fits = 0
     over = order.shape[0] + 1
@@ -100,7 +100,7 @@ def _keep_cheapest_prefix(problem: Problem, standing: Ints, hopeful: Bools, caus
     while fits + 1 < over:
         for i in range(order.shape[0]):
             trial[order[i]] = IN_TIME if i < tried else LEFT_OUT
-        peak = forecast(problem, trial, joined).peak_blocks
+        peak = forecast(problem, trial, at_once, at_once).peak_blocks
         if peak <= problem.limits.blocks:
             fits = tried
         else:

@@ -48,7 +48,8 @@ class Outcome(NamedTuple):
 
     `row` is the prefill (MISS_DEADLINE) or tier (MISS_TPOT) that misses. `needed` and `available` are prefill tokens
     due and possible by that deadline, or seconds of batch and of slack. Arrays are per prefill: when it finishes, the
-    step from which it decodes (-1: does not), and its tokens in the first batch.
+    step its prefill begins at, the step from which it decodes (-1: never, in this plan), and its tokens in the first
+    batch.
     """
 
     code: int
@@ -60,6 +61,7 @@ class Outcome(NamedTuple):
     first_limit_s: float
     first_limit: int
     finish_s: Floats
+    began: Ints
     joined: Ints
     first_tokens: Ints
 
@@ -142,6 +144,7 @@ def simulate(problem: Problem, standing: Ints, cap_s: float, behind_s: float) ->
     left = queue.remaining.copy()
     done = queue.computed.copy()
     finish = np.full(m, np.inf)
+    began = np.full(m, -1, np.int64)
     joined = np.full(m, -1, np.int64)
     join_end = np.full(m, -1, np.int64)
     join_clock = np.full(m, np.inf)
@@ -215,6 +218,8 @@ def simulate(problem: Problem, standing: Ints, cap_s: float, behind_s: float) ->
                 break
             context += done[j]
             requests += 1
+            if began[j] < 0:
+                began[j] = k
             used += take
             served += take
             left[j] -= take
@@ -247,4 +252,4 @@ def simulate(problem: Problem, standing: Ints, cap_s: float, behind_s: float) ->
                 join_context += queue.remaining[j] + queue.computed[j]
     if code == FEASIBLE and h < order.shape[0]:
         code, row = MISS_DEADLINE, order[h]
-    return Outcome(code, row, needed, available, t, k, first_limit_s, first_limit, finish, joined, first_tokens)
+    return Outcome(code, row, needed, available, t, k, first_limit_s, first_limit, finish, began, joined, first_tokens)
