@@ -128,7 +128,7 @@ class AdmissionProcess:
         """
         await self._server.set_serving(False)
         self._service.drain()
-        if await self.sessions.wait_unread(grace_s):
+        if await self.sessions.wait_idle(grace_s):
             return
         left = self.sessions.read()
         _log.warning("%d requests still run after %g s of draining", len(left), grace_s)

@@ -43,28 +43,18 @@ class AdmissionService(admission_pb2_grpc.AdmissionServicer):
     async def Generate(self, request: admission_pb2.GenerateRequest, context: Context) -> Events:
         """Serve a request; see docs/api.md."""
         self._refuse_while_draining()
-        session = await self._front.open(request, self._arrival(context))
-        async for event in self._deliver(session, 0, context):
-            yield event
+        with self._sessions.call():
+            session = await self._front.open(request, self._arrival(context))
+            async for event in self._deliver(session, 0, context):
+                yield event
 
     async def Resume(self, request: admission_pb2.ResumeRequest, context: Context) -> Events:
         """Attach to a request again, from any token on, whichever process served it."""
         self._refuse_while_draining()
-        tenant = self._front.caller(self._arrival(context)).tenant
-        _check_id(request.request_id)
-        session = self._sessions.get(request.request_id)
-        if session is None:
-            session = await self._handover.take(request.request_id, request.from_token, tenant)
-        elif session.facts.queued.tenant != tenant:
-            raise SloServeError(Reason.REQUEST_UNKNOWN, f"no request {request.request_id!r}")
-        elif request.from_token > len(session.transcript.ids):
-            raise SloServeError(
-                Reason.RESUME_OUT_OF_RANGE,
-                f"from_token is {request.from_token}, request {request.request_id!r} has "
-                f"{len(session.transcript.ids)} output tokens",
-            )
-        async for event in self._deliver(session, request.from_token, context):
-            yield event
+        with self._sessions.call():
+            session = await self._resumed(request, self._front.caller(self._arrival(context)).tenant)
+            async for event in self._deliver(session, request.from_token, context):
+                yield event
 
     async def Cancel(self, request: admission_pb2.CancelRequest, context: Context) -> admission_pb2.CancelResponse:
         """End a request and free what it holds."""
@@ -94,6 +84,19 @@ class AdmissionService(admission_pb2_grpc.AdmissionServicer):
         raise SloServeError(
             Reason.NOT_IMPLEMENTED, "Explain is not served yet: the verdict names its binding constraint"
         )
+
+    async def _resumed(self, request: admission_pb2.ResumeRequest, tenant: str) -> Session:
+        _check_id(request.request_id)
+        session = self._sessions.get(request.request_id)
+        if session is None:
+            return await self._handover.take(request.request_id, request.from_token, tenant)
+        if session.facts.queued.tenant != tenant:
+            raise SloServeError(Reason.REQUEST_UNKNOWN, f"no request {request.request_id!r}")
+        have = len(session.transcript.ids)
+        if request.from_token > have:
+            text = f"from_token is {request.from_token}, request {request.request_id!r} has {have} output tokens"
+            raise SloServeError(Reason.RESUME_OUT_OF_RANGE, text)
+        return session
 
     async def _deliver(self, session: Session, from_token: int, context: Context) -> Events:
         reader = self._sessions.attach(session, from_token)

@@ -5,7 +5,8 @@ A session without a reader runs on for its `resume_grace_s`, then it is abandone
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from services.admission.accounts import Accounts
 from services.admission.reader import Reader
@@ -25,8 +26,9 @@ class Sessions:
         self._by_id: dict[str, Session] = {}
         self._readers: dict[str, Reader] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
-        self._unread = asyncio.Event()
-        self._unread.set()
+        self._calls = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     def add(self, session: Session) -> None:
         """A request lives here from now on."""
@@ -45,12 +47,23 @@ class Sessions:
         """Sessions that have a reader."""
         return [self._by_id[request_id] for request_id in self._readers if request_id in self._by_id]
 
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """A client's call, from its first to its last message: a drain waits for it."""
+        self._calls += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._calls -= 1
+            if not self._calls:
+                self._idle.set()
+
     def attach(self, session: Session, from_token: int = 0) -> Reader:
         """A reader from `from_token` on; the one before it ends."""
         self._stop_timer(session)
         reader = Reader(session, self._clock, from_token)
         self._readers[session.request_id] = reader
-        self._unread.clear()
         return reader
 
     def detach(self, session: Session, reader: Reader) -> None:
@@ -58,8 +71,6 @@ class Sessions:
         if self._readers.get(session.request_id) is not reader:
             return
         del self._readers[session.request_id]
-        if not self._readers:
-            self._unread.set()
         session.watcher = None
         if session.state.ended:
             if reader.finished or session.error is not None:
@@ -76,10 +87,10 @@ class Sessions:
         self._stop_timer(session)
         self._by_id.pop(session.request_id, None)
 
-    async def wait_unread(self, timeout_s: float) -> bool:
-        """Wait until no session has a reader; False where that took too long."""
+    async def wait_idle(self, timeout_s: float) -> bool:
+        """Wait until no client is being served; False where that took too long."""
         try:
-            await asyncio.wait_for(self._unread.wait(), timeout_s)
+            await asyncio.wait_for(self._idle.wait(), timeout_s)
         except TimeoutError:
             return False
         return True

@@ -127,6 +127,22 @@ async def test_draining_refuses_new_requests_and_finishes_the_running(world: Wor
     await asyncio.wait_for(drain, 10)
 
 
+async def test_draining_waits_for_a_request_that_is_being_placed(world: World, tokens: ModelTokens) -> None:
+    world.router.hold = asyncio.Event()
+    stream = world.client.generate("Go on.", application="chatbot")
+    first = asyncio.create_task(anext(stream))
+    await soon(lambda: len(world.router.place_requests) == 1)
+    drain = asyncio.create_task(world.admission.drain(10))
+    await soon(lambda: world.admission.draining)
+    world.router.hold.set()
+    await first
+    assert not drain.done()
+    queued = await world.placed()
+    world.worker.emit(queued.request_id, ids_of(tokens, "done"), finish=types_pb2.FINISH_REASON_STOP)
+    assert isinstance([event async for event in stream][-1], Finished)
+    await asyncio.wait_for(drain, 10)
+
+
 async def test_what_outlasts_the_drain_is_told_and_cancelled(world: World) -> None:
     stream = world.client.generate("Go on.", application="chatbot", request_id="c-8")
     await anext(stream)
