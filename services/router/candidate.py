@@ -4,7 +4,7 @@ from protos import planner_pb2, types_pb2
 from services.common.wire import stages_from_wire
 from services.core.stages import StageTracker
 
-__all__ = ["candidate_of", "current_stage"]
+__all__ = ["candidate_of", "current_stage", "output_tokens"]
 
 
 def _tracker(request: types_pb2.QueuedRequest) -> StageTracker:
@@ -32,7 +32,7 @@ def candidate_of(request: types_pb2.QueuedRequest) -> planner_pb2.Candidate:
         prompt_tokens=len(request.prompt_token_ids) + delivered,
         ttft_deadline_us=request.ttft_deadline_us,
         stages=request.stages,
-        max_tokens=max(1, _max_tokens(request) - delivered),
+        max_tokens=max(1, output_tokens(request) - delivered),
         arrival_us=request.arrival_us,
     )
     if delivered:
@@ -45,7 +45,8 @@ def candidate_of(request: types_pb2.QueuedRequest) -> planner_pb2.Candidate:
     return candidate
 
 
-def _max_tokens(request: types_pb2.QueuedRequest) -> int:
+def output_tokens(request: types_pb2.QueuedRequest) -> int:
+    """The whole output at most, delivered tokens included."""
     planned = sum(stage.max_tokens for stage in request.stages)
     return min(planned, request.sampling.max_tokens) if request.sampling.max_tokens else planned
 

@@ -15,6 +15,7 @@ from services.router.planners import Planners
 from services.router.rescue import Rescuer
 from services.router.service import RouterService
 from services.router.settings import RouterSettings
+from services.router.survey import Survey
 
 __all__ = ["RouterParts", "compose"]
 
@@ -38,5 +39,12 @@ def compose(settings: RouterSettings, catalogue: Catalogue, redis: Redis, clock:
     offers = Offers(planners, clock, instruments)
     placer = Placer(store=store, fleet=fleet, planners=planners, offers=offers, clock=clock, settings=settings)
     rescuer = Rescuer(store=store, fleet=fleet, placer=placer, clock=clock, max_attempts=settings.max_attempts)
-    service = RouterService(placer=placer, rescuer=rescuer, fleet=fleet, catalogue=catalogue, instruments=instruments)
+    service = RouterService(
+        placer=placer,
+        rescuer=rescuer,
+        survey=Survey(fleet, planners, clock),
+        fleet=fleet,
+        catalogue=catalogue,
+        instruments=instruments,
+    )
     return RouterParts(service, fleet, planners, placer)

@@ -13,18 +13,18 @@ from services.common.clock import Clock
 from services.common.errors import Reason, SloServeError
 from services.common.request_store import RequestStore
 from services.core.slo import BEST_EFFORT
-from services.router.candidate import candidate_of, current_stage
+from services.router.candidate import candidate_of, current_stage, output_tokens
 from services.router.fleet import Fleet
 from services.router.joined import joined
 from services.router.offers import Offers, admitted
 from services.router.planners import Planners
 from services.router.settings import RouterSettings
 from services.router.verdicts import (
-    DEFAULT_RETRY_MS,
     best_effort,
     earliest_retry_ms,
     hopeless,
     nearest,
+    no_replica,
     rejected,
     verdict_word,
 )
@@ -78,14 +78,14 @@ class Placer:
         if policy in (types_pb2.ON_INFEASIBLE_REJECT, types_pb2.ON_INFEASIBLE_WAIT):
             raise self._refusal(request, hops, asked, waited=waits)
         if not hops:
-            raise _no_replica()
+            raise no_replica()
         return await self._defer(request, hops, asked, self._best_effort_limit)
 
     async def place_again(self, request: types_pb2.QueuedRequest, lost_replica: str) -> router_pb2.PlaceResponse:
         """Place the next attempt of a request whose replica was lost; promised where a planner says so."""
-        order = self._fleet.order(request, _output_tokens(request), avoid=lost_replica)
+        order = self._fleet.order(request, output_tokens(request), avoid=lost_replica)
         if not order:
-            raise _no_replica()
+            raise no_replica()
         hops = await self._offers.round(candidate_of(request), current_stage(request), order)
         if admitted(hops):
             return await self._promise(request, hops, len(hops))
@@ -98,7 +98,7 @@ class Placer:
         candidate, stage = candidate_of(request), current_stage(request)
         asked, patience_s = 0, 0.0
         while True:
-            order = self._fleet.order(request, _output_tokens(request), session_replica=session_replica)
+            order = self._fleet.order(request, output_tokens(request), session_replica=session_replica)
             hops = await self._offers.round(candidate, stage, order)
             asked += len(hops)
             left_s = (until_us - self._clock.now_us()) / 1e6
@@ -182,7 +182,7 @@ class Placer:
         if waited and 0 < request.client_deadline_us <= now_us:
             return SloServeError(Reason.CLIENT_DEADLINE, f"no room until the client's deadline, {asked} offers")
         if not hops:
-            return _no_replica()
+            return no_replica()
         stage = current_stage(request)
         found = nearest(hops)
         why = f": {found.constraint.detail}" if found is not None and found.constraint.detail else ""
@@ -194,13 +194,3 @@ class Placer:
             retry_after_ms=earliest_retry_ms(hops),
             details=(rejected(stage, hops, asked, now_us),),
         )
-
-
-def _no_replica() -> SloServeError:
-    return SloServeError(Reason.NO_REPLICA, "no replica is ready", retry_after_ms=DEFAULT_RETRY_MS)
-
-
-def _output_tokens(request: types_pb2.QueuedRequest) -> int:
-    """The whole output at most, delivered tokens included."""
-    planned = sum(stage.max_tokens for stage in request.stages)
-    return min(planned, request.sampling.max_tokens) if request.sampling.max_tokens else planned

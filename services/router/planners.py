@@ -52,6 +52,30 @@ class Planners:
         verdict: types_pb2.Verdict = answer.verdicts[0].verdict
         return verdict
 
+    async def quote(self, replica_id: str, candidate: planner_pb2.Candidate) -> planner_pb2.PlanQuoteResponse:
+        """Whether one replica could promise it now, and what it could instead; raises as `admit` does."""
+        ask = planner_pb2.PlanQuoteRequest(replica_id=replica_id, candidate=candidate)
+        try:
+            answer: planner_pb2.PlanQuoteResponse = await self._stub(replica_id).Quote(
+                ask, timeout=self._admit_timeout_s
+            )
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error, Reason.PLANNER_UNAVAILABLE) from error
+        return answer
+
+    async def explain(self, replica_id: str, request_id: str) -> types_pb2.Verdict | None:
+        """The last verdict of one replica's planner on a request, None where it knows none; raises as `admit` does."""
+        ask = planner_pb2.PlanExplainRequest(replica_id=replica_id, request_id=request_id)
+        try:
+            answer = await self._stub(replica_id).Explain(ask, timeout=self._admit_timeout_s)
+        except grpc.aio.AioRpcError as raw:
+            error = from_rpc_error(raw, Reason.PLANNER_UNAVAILABLE)
+            if error.reason in (Reason.REQUEST_UNKNOWN, Reason.REPLICA_UNKNOWN):
+                return None
+            raise error from raw
+        verdict: types_pb2.Verdict = answer.verdict
+        return verdict
+
     def commit(self, replica_id: str, request_id: str, attempt: int) -> None:
         """Confirm a reservation: the request is in its queue."""
         request = planner_pb2.CommitRequest(replica_id=replica_id, request_id=request_id, attempt=attempt)

@@ -14,7 +14,8 @@ from services.common.telemetry import TraceContext, context_from
 from services.router.fleet import Fleet
 from services.router.place import Placer
 from services.router.rescue import Rescuer
-from services.router.validate import check_place, check_replace
+from services.router.survey import Survey
+from services.router.validate import check_explain, check_place, check_quote, check_replace
 from services.router.verdicts import verdict_word
 
 __all__ = ["RouterService"]
@@ -24,10 +25,18 @@ class RouterService(router_pb2_grpc.RouterServicer):
     """Checks what comes in, hands it on, and measures the outcome."""
 
     def __init__(
-        self, *, placer: Placer, rescuer: Rescuer, fleet: Fleet, catalogue: Catalogue, instruments: RouterInstruments
+        self,
+        *,
+        placer: Placer,
+        rescuer: Rescuer,
+        survey: Survey,
+        fleet: Fleet,
+        catalogue: Catalogue,
+        instruments: RouterInstruments,
     ) -> None:
         self._placer = placer
         self._rescuer = rescuer
+        self._survey = survey
         self._fleet = fleet
         self._tiers = [tier.name for tier in catalogue.tier_list()]
         self._instruments = instruments
@@ -52,6 +61,16 @@ class RouterService(router_pb2_grpc.RouterServicer):
     ) -> router_pb2.ListReplicasResponse:
         """The live replicas as of a moment ago."""
         return router_pb2.ListReplicasResponse(replicas=self._fleet.replicas)
+
+    async def Quote(self, request: router_pb2.RouterQuoteRequest, context: Any) -> router_pb2.RouterQuoteResponse:
+        """Would it fit anywhere now; the best answer over the fleet."""
+        check_quote(request, self._tiers)
+        return await self._survey.quote(request.request)
+
+    async def Explain(self, request: router_pb2.RouterExplainRequest, context: Any) -> router_pb2.RouterExplainResponse:
+        """What the planners last said about a request."""
+        check_explain(request)
+        return await self._survey.explain(request.request_id)
 
     async def _measured(
         self, kind: str, request: types_pb2.QueuedRequest, placing: Awaitable[router_pb2.PlaceResponse]

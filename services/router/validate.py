@@ -6,14 +6,28 @@ from collections.abc import Collection
 from protos import router_pb2, types_pb2
 from services.common.errors import FieldViolation, InvalidRequestError
 
-__all__ = ["check_place", "check_replace"]
+__all__ = ["check_explain", "check_place", "check_quote", "check_replace"]
 
 _MAX_ID = 256
 
 
 def check_place(place: router_pb2.PlaceRequest, tiers: Collection[str]) -> None:
     """Raise InvalidRequestError naming every bad field. `tiers` are the configured names."""
-    request = place.request
+    bad = _request_violations(place.request, tiers)
+    if place.on_infeasible not in types_pb2.OnInfeasible.values():
+        bad.append(FieldViolation("on_infeasible", f"{place.on_infeasible} is not known"))
+    if bad:
+        raise InvalidRequestError(*bad)
+
+
+def check_quote(quote: router_pb2.RouterQuoteRequest, tiers: Collection[str]) -> None:
+    """Raise InvalidRequestError naming every bad field: a quote is about what could be placed as it stands."""
+    bad = _request_violations(quote.request, tiers)
+    if bad:
+        raise InvalidRequestError(*bad)
+
+
+def _request_violations(request: types_pb2.QueuedRequest, tiers: Collection[str]) -> list[FieldViolation]:
     checks = [
         ("request_id", 0 < len(request.request_id) <= _MAX_ID, f"must have 1 to {_MAX_ID} characters"),
         ("attempt", request.attempt == 1, "is 1 for a first placement; Replace makes the later ones"),
@@ -27,10 +41,7 @@ def check_place(place: router_pb2.PlaceRequest, tiers: Collection[str]) -> None:
     bad = [FieldViolation(f"request.{name}", text) for name, fine, text in checks if not fine]
     for index, stage in enumerate(request.stages):
         bad += _stage_violations(f"request.stages[{index}]", stage, tiers)
-    if place.on_infeasible not in types_pb2.OnInfeasible.values():
-        bad.append(FieldViolation("on_infeasible", f"{place.on_infeasible} is not known"))
-    if bad:
-        raise InvalidRequestError(*bad)
+    return bad
 
 
 def _stage_violations(field: str, stage: types_pb2.Stage, tiers: Collection[str]) -> list[FieldViolation]:
@@ -52,3 +63,9 @@ def check_replace(replace: router_pb2.ReplaceRequest) -> None:
     bad = [FieldViolation(name, text) for name, fine, text in checks if not fine]
     if bad:
         raise InvalidRequestError(*bad)
+
+
+def check_explain(explain: router_pb2.RouterExplainRequest) -> None:
+    """Raise InvalidRequestError where no request is named."""
+    if not 0 < len(explain.request_id) <= _MAX_ID:
+        raise InvalidRequestError(FieldViolation("request_id", f"must have 1 to {_MAX_ID} characters"))

@@ -1,12 +1,22 @@
-"""Verdicts the router gives itself: best effort, and rejection."""
+"""Verdicts the router gives itself: best effort, rejection, and that there is nobody to ask."""
 
 import math
 from collections.abc import Sequence
 
 from protos import router_pb2, types_pb2
+from services.common.errors import Reason, SloServeError
 from services.core.slo import BEST_EFFORT
 
-__all__ = ["best_effort", "earliest_retry_ms", "hopeless", "nearest", "no_planner", "rejected", "verdict_word"]
+__all__ = [
+    "best_effort",
+    "earliest_retry_ms",
+    "hopeless",
+    "nearest",
+    "no_planner",
+    "no_replica",
+    "rejected",
+    "verdict_word",
+]
 
 DEFAULT_RETRY_MS = 1000.0
 
@@ -20,6 +30,11 @@ def no_planner(stage: types_pb2.Stage, detail: str, now_us: int) -> types_pb2.Ve
     """The verdict of a hop whose planner did not answer."""
     constraint = types_pb2.Constraint(kind=types_pb2.CONSTRAINT_KIND_NO_PLANNER, detail=detail)
     return _of(types_pb2.VERDICT_KIND_BEST_EFFORT, stage, constraint, now_us)
+
+
+def no_replica() -> SloServeError:
+    """There is nobody to ask."""
+    return SloServeError(Reason.NO_REPLICA, "no replica is ready", retry_after_ms=DEFAULT_RETRY_MS)
 
 
 def nearest(hops: Sequence[router_pb2.Hop]) -> types_pb2.Verdict | None:

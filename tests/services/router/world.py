@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from protos import planner_pb2, planner_pb2_grpc, router_pb2, types_pb2
 from services.common.clock import Clock
 from services.common.embedded_redis import EmbeddedRedis
-from services.common.errors import SloServeError, from_rpc_error
+from services.common.errors import Reason, SloServeError, from_rpc_error
 from services.common.registry import ReplicaRegistry
 from services.common.request_store import RequestStore
 from services.common.rpc import RpcServer
@@ -42,6 +42,10 @@ class ScriptedPlanner(planner_pb2_grpc.PlannerServicer):
         self.asked: list[tuple[str, planner_pb2.Candidate]] = []
         self.committed: list[tuple[str, str, int]] = []
         self.released: list[tuple[str, str, int]] = []
+        self.quotes: dict[str, planner_pb2.PlanQuoteResponse | SloServeError] = {}
+        self.remembered: dict[str, types_pb2.Verdict | SloServeError] = {}  # by replica, whatever request is asked for
+        self.quoted: list[tuple[str, planner_pb2.Candidate]] = []
+        self.together = asyncio.Barrier(1)  # quotes are answered once that many are asked
         self._arrived = asyncio.Event()
 
     async def asked_times(self, count: int) -> None:
@@ -81,6 +85,22 @@ class ScriptedPlanner(planner_pb2_grpc.PlannerServicer):
             raise verdict
         said = planner_pb2.CandidateVerdict(request_id=candidate.request_id, attempt=candidate.attempt, verdict=verdict)
         return planner_pb2.AdmitResponse(verdicts=[said])
+
+    async def Quote(self, request: planner_pb2.PlanQuoteRequest, context: Any) -> planner_pb2.PlanQuoteResponse:  # noqa: N802  (named by gRPC)
+        self.quoted.append((request.replica_id, request.candidate))
+        async with asyncio.timeout(5):
+            await self.together.wait()
+        quote = self.quotes[request.replica_id]
+        if isinstance(quote, SloServeError):
+            raise quote
+        return quote
+
+    async def Explain(self, request: planner_pb2.PlanExplainRequest, context: Any) -> planner_pb2.PlanExplainResponse:  # noqa: N802  (named by gRPC)
+        unknown = SloServeError(Reason.REQUEST_UNKNOWN, "no verdict is known")
+        verdict = self.remembered.get(request.replica_id, unknown)
+        if isinstance(verdict, SloServeError):
+            raise verdict
+        return planner_pb2.PlanExplainResponse(verdict=verdict)
 
     async def Commit(self, request: planner_pb2.CommitRequest, context: Any) -> planner_pb2.CommitResponse:  # noqa: N802  (named by gRPC)
         self.committed.append((request.replica_id, request.request_id, request.attempt))
