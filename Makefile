@@ -24,6 +24,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 PROTOS := $(wildcard protos/*.proto)
 STUBS := protos/worker_pb2.py
+KERNELS := $(VENV)/.kernels
 NODE_MODULES := tests/e2e/node/node_modules/.package-lock.json
 
 export PYTHONPATH := $(CURDIR)
@@ -44,7 +45,7 @@ help: ## this list
 
 # --- set-up: each step leaves a stamp, so that a second run is instant
 
-setup: $(VENV)/.installed $(VENV)/bin/slosctl $(STUBS) ## virtual environment, pinned packages, stubs (implied by all)
+setup: $(VENV)/.installed $(VENV)/bin/slosctl $(STUBS) $(KERNELS) ## virtual environment, pinned packages, stubs (implied by all)
 
 $(VENV)/.created:
 	@test -n "$(PYTHON)" || { echo "setup: no python3 on PATH" >&2; exit 1; }
@@ -69,6 +70,12 @@ $(VENV)/.installed: $(VENV)/.torch requirements.lock
 $(VENV)/bin/slosctl: $(VENV)/.created
 	@printf '#!/bin/sh\nPYTHONPATH="%s" exec "%s" -m services.cli "$$@"\n' "$(CURDIR)" "$(abspath $(PY))" >$@
 	@chmod +x $@
+
+# compiled once here, so that planner and workers load them from the cache instead of compiling side by side
+$(KERNELS): $(VENV)/.installed $(wildcard services/core/*.py)
+	@echo "setup: compiling the scheduling core"
+	@$(PY) -c 'from services.core.warm import warm_up; warm_up()'
+	@touch $@
 
 protos: $(STUBS) ## Python stubs from protos/*.proto
 
