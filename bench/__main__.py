@@ -10,6 +10,7 @@ import typer
 COMMANDS: Final = {
     "demo": "start everything, send recorded traffic, show promised against delivered",
     "overhead": "what the services add to a bare engine",
+    "plan": "how long decisions and batch formation take",
     "replay": "decide recorded plans again, under the same policy or another",
 }
 

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from services.core.columns import Floats, Ints
 from services.core.compiled import compiled, seconds
-from services.core.feasibility import MISS_BLOCKS, check
+from services.core.feasibility import MISS_BLOCKS, Verdict, check
 from services.core.fluid import Fluid
 from services.core.memory import forecast
 from services.core.problem import EPS_S, Problem
 from services.core.simulate import FEASIBLE, IN_TIME, LATE, LEFT_OUT, MISS_DEADLINE, MISS_TPOT
 
-__all__ = ["HOPELESS", "Causes", "Selection", "fill_in", "moore_hodgson", "screen"]
+__all__ = ["HOPELESS", "Causes", "Selection", "fill_in", "moore_hodgson", "refused", "screen"]
 
 HOPELESS = 5
 
@@ -82,6 +82,17 @@ def screen(problem: Problem, asked: Bools, slack_s: float) -> tuple[Bools, Cause
                 hopeful[j] = False
                 _blame(causes, j, HOPELESS, j, alone, left)
     return hopeful, causes
+
+
+@compiled
+def refused(nothing: Selection, hopeful: Bools, found: Verdict) -> Selection:
+    """Keep nothing, for the one reason found."""
+    old = nothing.causes
+    causes = Causes(old.code.copy(), old.row.copy(), old.needed.copy(), old.available.copy())
+    for j in range(hopeful.shape[0]):
+        if hopeful[j]:
+            _blame(causes, j, found.code, found.row, found.needed, found.available)
+    return Selection(nothing.standing, causes, nothing.weight)
 
 
 @compiled

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from services.core.columns import Floats, Ints
 from services.core.compiled import compiled
-from services.core.feasibility import behind, settle
+from services.core.feasibility import behind, check, settle
 from services.core.fluid import fluid_of
 from services.core.problem import Problem
-from services.core.selection import Causes, Selection, fill_in, moore_hodgson, screen
-from services.core.simulate import AFTER, LEFT_OUT, simulate
+from services.core.selection import Causes, Selection, fill_in, moore_hodgson, refused, screen
+from services.core.simulate import AFTER, FEASIBLE, LEFT_OUT, simulate
 
 __all__ = ["GREEDY", "MH", "Bools", "Solution", "cheapest_first", "finished", "heavier", "solve"]
 
@@ -89,7 +89,11 @@ def solve(
             continue
         fluid = fluid_of(problem, caps_s[i], np.empty(0), 1)
         nothing = Selection(standing, causes, 0)
-        if policy == GREEDY:
+        alone = check(fluid, False, standing, late_by_s)
+        if alone.code != FEASIBLE:
+            # What runs is already too much: any candidate would make it worse.
+            kept = refused(nothing, hopeful, alone)
+        elif policy == GREEDY:
             kept = fill_in(fluid, False, nothing, hopeful, late_by_s, order)
         else:
             # A cap that keeps less than the best one did needs no finishing touches.

@@ -1,0 +1,228 @@
+"""`python -m bench plan`: how long decisions take.
+
+Times `admission.decide` (building arrays, solving, answers with their constraints) and `form_batch` on one replica of
+`opt-6.7b-a100`, over running requests, candidates, tiers and memory. Every measurement is a fresh random replica with
+fresh candidates, about a third of which do not fit, so that caches of the last answer or easy instances flatter
+nobody. Garbage collection is left on, as it is in the services.
+
+Wall time says what a caller waits for on this machine as busy as it is, CPU time of the thread what the decision
+costs; the bars are judged by the p99 of CPU time, and both are stored.
+"""
+
+import itertools
+import json
+import platform
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import numba
+import numpy as np
+import typer
+from numpy.typing import NDArray
+
+from services.core.admission import Policy, decide
+from services.core.batch import form_batch
+from services.core.columns import columns_of
+from services.core.presets import preset
+from services.core.view import Decoder, PlanSettings, Prefill, ReplicaView
+from services.core.warm import warm_up
+
+__all__ = ["main"]
+
+_PRESET = "opt-6.7b-a100"
+_TPOTS_S = (0.050, 0.100, 0.075)
+_RUNNING = (0, 64, 128, 256, 512)
+_CANDIDATES = (1, 4, 16, 32, 64)
+_BARS_MS = {(256, 32, 2): 1.0, (512, 64, 3): 5.0}
+_FORM_BAR_US = 100.0
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Decision times of one cell, milliseconds. `kept` is the mean share of candidates that fit."""
+
+    what: str
+    policy: str
+    running: int
+    candidates: int
+    tiers: int
+    memory: str
+    median_ms: float
+    p99_ms: float
+    cpu_p99_ms: float
+    kept: float
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="folder of the JSON and Markdown results")] = Path("bench/results"),
+    policy: Annotated[list[Policy] | None, typer.Option(help="policies to time (default: mh and greedy)")] = None,
+    repeats: Annotated[int, typer.Option(help="random replicas per cell")] = 200,
+    seed: Annotated[int, typer.Option(help="seed of the random replicas")] = 1,
+) -> None:
+    """Time decisions over running requests, candidates, tiers and memory."""
+    policies = policy or [Policy.MH, Policy.GREEDY]
+    for one in policies:
+        warm_up(one)
+    rows: list[Row] = []
+    for one in policies:
+        for running, candidates, tiers, memory in _cells():
+            rows.append(_time_decisions(one, running, candidates, tiers, memory, repeats, seed))
+            typer.echo(_line(rows[-1]))
+    for running in _RUNNING[1:]:
+        rows.append(_time_batches(running, repeats, seed))
+        typer.echo(_line(rows[-1]))
+    _store(out, rows, repeats, seed)
+
+
+def _cells() -> Iterator[tuple[int, int, int, str]]:
+    """Running x candidates at two tiers, both memories; then tiers at the two cells that have a bar."""
+    for running, candidates, memory in itertools.product(_RUNNING, _CANDIDATES, ("loose", "tight")):
+        yield running, candidates, 2, memory
+    for (running, candidates), tiers in itertools.product(((256, 32), (512, 64)), (1, 3)):
+        yield running, candidates, tiers, "loose"
+        yield running, candidates, tiers, "tight"
+
+
+def _time_decisions(
+    policy: Policy, running: int, candidates: int, tiers: int, memory: str, repeats: int, seed: int
+) -> Row:
+    rng = random.Random(f"{seed} {running} {candidates} {tiers} {memory}")
+    settings = PlanSettings()
+    took: list[tuple[float, float]] = []
+    kept: list[float] = []
+    for _ in range(repeats):
+        view = _replica(rng, running, tiers, memory)
+        asked = [_candidate(rng, index, tiers, candidates, running) for index in range(candidates)]
+        spent, decisions = _timed(partial(decide, view, asked, policy, settings))
+        took.append(spent)
+        kept.append(len(decisions.admitted_ids) / candidates)
+    return _row("decide", policy, running, candidates, tiers, memory, took, float(np.mean(kept)))
+
+
+def _time_batches(running: int, repeats: int, seed: int) -> Row:
+    """Batch formation as the hook calls it: decoders in columns, four promised prefills that fit."""
+    rng = random.Random(f"{seed} {running}")
+    took: list[tuple[float, float]] = []
+    for _ in range(repeats):
+        view = _replica(rng, running, 2, "loose")
+        asked = [_candidate(rng, index, 2, 4, running) for index in range(4)]
+        fitting = decide(view, asked).by_id
+        held = [replace(p, promised=True) for p in asked if fitting[p.id].admitted]
+        view = replace(view, decoders=columns_of(view.decoders), prefills=held)
+        took.append(_timed(partial(form_batch, view, PlanSettings()))[0])
+    return _row("form_batch", None, running, 4, 2, "loose", took, 1.0)
+
+
+def _timed(call: Callable[[], T]) -> tuple[tuple[float, float], T]:
+    """Wall and CPU seconds of a call, and its result."""
+    started_s, started_cpu_s = time.perf_counter(), time.thread_time()
+    result = call()
+    return (time.perf_counter() - started_s, time.thread_time() - started_cpu_s), result
+
+
+def _tpot_s(tier: int, running: int) -> float:
+    """More than some 300 requests cannot decode within 50 ms on this model, so large replicas have looser tiers."""
+    return _TPOTS_S[tier] * (1.0 if running <= 256 else 2.0)
+
+
+def _replica(rng: random.Random, running: int, tiers: int, memory: str) -> ReplicaView:
+    """A replica in mid-service. Loose memory holds everything; tight memory is nearly used up."""
+    chosen = preset(_PRESET)
+    decoders = []
+    for index in range(running):
+        tier = rng.randrange(tiers)
+        tpot_s = _tpot_s(tier, running)
+        due_s = tpot_s * rng.uniform(1.0, 2.0)
+        decoders.append(Decoder(f"d{index}", tier, due_s, tpot_s, rng.randint(50, 900), rng.randint(2, 400)))
+    used = sum(-(-d.context_tokens // chosen.block_size) for d in decoders)
+    growth = sum(d.remaining_tokens for d in decoders) // chosen.block_size
+    free = max(100, growth // 2) + 500 if memory == "tight" else 1_000_000
+    return ReplicaView(0.0, chosen.model, decoders, (), free, used + free, max_num_seqs=1024)
+
+
+def _candidate(rng: random.Random, index: int, tiers: int, of: int, running: int) -> Prefill:
+    tier = rng.randrange(tiers)
+    prompt = min(6000, int(rng.lognormvariate(6.2, 0.9)) + 8)
+    window_s = rng.uniform(0.1, 0.1 + 0.06 * of)
+    return Prefill(
+        f"c{index}", tier, window_s, _tpot_s(tier, running), prompt, 0, rng.randint(10, 400), weight=1, arrival_s=0.0
+    )
+
+
+def _row(
+    what: str,
+    policy: Policy | None,
+    running: int,
+    candidates: int,
+    tiers: int,
+    memory: str,
+    took_s: Sequence[tuple[float, float]],
+    kept: float,
+) -> Row:
+    wall_ms, cpu_ms = np.array(took_s).T * 1e3
+    name = policy.value if policy else "-"
+    return Row(what, name, running, candidates, tiers, memory, *_quantiles(wall_ms, cpu_ms), kept)
+
+
+def _quantiles(wall_ms: NDArray[np.float64], cpu_ms: NDArray[np.float64]) -> tuple[float, float, float]:
+    return float(np.median(wall_ms)), float(np.quantile(wall_ms, 0.99)), float(np.quantile(cpu_ms, 0.99))
+
+
+def _line(row: Row) -> str:
+    return (
+        f"{row.what:<10} {row.policy:<6} {row.running:>4} running {row.candidates:>3} candidates {row.tiers} tiers "
+        f"{row.memory:<5}  median {row.median_ms:7.3f} ms  p99 {row.p99_ms:7.3f} ms  "
+        f"CPU p99 {row.cpu_p99_ms:6.3f} ms  kept {row.kept:4.0%}{_bar(row)}"
+    )
+
+
+def _bar(row: Row) -> str:
+    """What the bar of this cell says, if it has one."""
+    if row.what == "form_batch" and row.running == 256:
+        return f"  bar: median {_FORM_BAR_US:.0f} us, {'met' if row.median_ms * 1e3 < _FORM_BAR_US else 'MISSED'}"
+    bar_ms = _BARS_MS.get((row.running, row.candidates, row.tiers))
+    if bar_ms is None or row.what != "decide":
+        return ""
+    return f"  bar: p99 {bar_ms:g} ms, {'met' if row.cpu_p99_ms < bar_ms else 'MISSED'}"
+
+
+def _store(out: Path, rows: Sequence[Row], repeats: int, seed: int) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    versions = {"python": platform.python_version(), "numpy": np.__version__, "numba": numba.__version__}
+    settings = {"preset": _PRESET, "repeats": repeats, "seed": seed, "machine": platform.machine(), **versions}
+    result = {"settings": settings, "rows": [asdict(row) for row in rows]}
+    (out / "plan.json").write_text(json.dumps(result, indent=1) + "\n")
+    head = (
+        "what",
+        "policy",
+        "running",
+        "candidates",
+        "tiers",
+        "memory",
+        "median ms",
+        "p99 ms",
+        "CPU p99 ms",
+        "kept",
+        "bar",
+    )
+    lines = [
+        "# Decision times",
+        "",
+        "`python -m bench plan`; " + ", ".join(f"{k} {v}" for k, v in settings.items()),
+        "",
+    ]
+    lines += ["| " + " | ".join(head) + " |", "|---|---|--:|--:|--:|---|--:|--:|--:|--:|---|"]
+    for r in rows:
+        times = (f"{ms:.3f}" for ms in (r.median_ms, r.p99_ms, r.cpu_p99_ms))
+        cells = (r.what, r.policy, r.running, r.candidates, r.tiers, r.memory, *times)
+        bar = _bar(r).removeprefix("  bar: ")
+        lines.append("| " + " | ".join(map(str, cells)) + f" | {r.kept:.0%} | {bar} |")
+    (out / "plan.md").write_text("\n".join(lines) + "\n")
+    typer.echo(f"stored {out / 'plan.json'} and {out / 'plan.md'}")
