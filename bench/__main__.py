@@ -8,10 +8,12 @@ from typing import Final
 import typer
 
 COMMANDS: Final = {
+    "capacity": "the highest load each system carries, in virtual time around vLLM's scheduler",
     "demo": "start everything, send recorded traffic, show promised against delivered",
     "overhead": "what the services add to a bare engine",
     "plan": "how long decisions and batch formation take",
     "replay": "decide recorded plans again, under the same policy or another",
+    "sweep": "attainment over load in virtual time, with a plot",
 }
 
 
