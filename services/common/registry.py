@@ -81,8 +81,8 @@ class ReplicaRegistry:
     async def renew(self, replica_id: str, started_us: int, lease_s: float, **changed: object) -> bool:
         """Prolong the lease and store what changed (`running`, `waiting`, `free_blocks`).
 
-        False: the lease ran out or is another process's. Whoever hears that aborts everything it runs, then publishes
-        again.
+        False: the lease ran out or is another process's. Whoever hears that aborts whatever it runs that Redis gives to
+        somebody else, then publishes again.
         """
         with broker_errors():
             return bool(

@@ -1,12 +1,13 @@
 """This worker's hold on requests in Redis: take, prove, give back, end. Bound to one owner.
 
-Ends are retried for as long as Redis is away: a run that nobody recorded would run again.
+Claims and ends are retried for as long as Redis is away: a run that nobody recorded would run again.
 """
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from protos import types_pb2
 from services.common.errors import Reason, SloServeError
@@ -22,6 +23,8 @@ _log = logging.getLogger(__name__)
 
 _FIRST_RETRY_S = 0.05
 _LAST_RETRY_S = 2.0
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +64,15 @@ class Claims:
         return self._owner
 
     async def claim(self, delivery: Delivery) -> Claimed | None:
-        """Take what was delivered; None where it is not ours to run: then the entry is acknowledged and forgotten."""
+        """Take what was delivered; None where it is not ours to run: then the entry is acknowledged and forgotten.
+
+        Waits for Redis: an entry let go now would be delivered again only much later.
+        """
         request = delivery.request
-        attempt = await self._store.claim(request.request_id, request.attempt, self._owner)
+        attempt = await _when_served(
+            f"the claim of {request.request_id}",
+            lambda: self._store.claim(request.request_id, request.attempt, self._owner),
+        )
         if not attempt:
             await delivery.ack()
             return None
@@ -93,24 +102,18 @@ class Claims:
 
     async def end(self, claimed: Claimed, state: RequestState, fields: Mapping[str, object] | None = None) -> bool:
         """End the request, acknowledge and delete its entry; waits for Redis. False: it was not ours any more."""
-        delay_s = _FIRST_RETRY_S
-        while True:
-            try:
-                return await self._store.finish(
-                    claimed.request_id,
-                    claimed.attempt,
-                    self._owner,
-                    state,
-                    stream=claimed.stream,
-                    entry_id=claimed.entry_id,
-                    fields=fields,
-                )
-            except SloServeError as error:
-                if error.reason is not Reason.BROKER_UNAVAILABLE:
-                    raise
-                _log.warning("the end of %s is not recorded yet: %s", claimed.request_id, error)
-            await asyncio.sleep(delay_s)
-            delay_s = min(_LAST_RETRY_S, 2 * delay_s)
+        return await _when_served(
+            f"the end of {claimed.request_id}",
+            lambda: self._store.finish(
+                claimed.request_id,
+                claimed.attempt,
+                self._owner,
+                state,
+                stream=claimed.stream,
+                entry_id=claimed.entry_id,
+                fields=fields,
+            ),
+        )
 
     async def hand_back(
         self, claimed: Claimed, output_ids: Iterable[int] = (), first_token_us: int | None = None
@@ -134,3 +137,16 @@ class Claims:
             _log.info("not handed back: %s", error)
             return False
         return True
+
+
+async def _when_served(what: str, call: Callable[[], Awaitable[T]]) -> T:
+    delay_s = _FIRST_RETRY_S
+    while True:
+        try:
+            return await call()
+        except SloServeError as error:
+            if error.reason is not Reason.BROKER_UNAVAILABLE:
+                raise
+            _log.warning("%s is not recorded yet: %s", what, error)
+        await asyncio.sleep(delay_s)
+        delay_s = min(_LAST_RETRY_S, 2 * delay_s)

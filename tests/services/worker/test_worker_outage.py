@@ -52,3 +52,25 @@ async def test_a_running_request_survives_the_lease_that_an_outage_cost(unique: 
             world.engine.step(2)
             assert await world.listener.tokens(unique, 3) == [1000, 1001, 1002]
         await redis.aclose()
+
+
+async def test_outages_are_no_deliveries_of_what_runs(unique: str, tmp_path: Path) -> None:
+    with EmbeddedRedis(tmp_path / "redis", appendfsync="always") as server:
+        redis = await connect(server.url)
+        async with running_world(redis, server.url, unique, tmp_path) as world:
+            await world.submit(world.request(unique, max_tokens=50))
+            await world.engine.until_running(unique)
+            world.engine.step()
+            await world.until_recorded(unique, state="running")
+            for number in range(4):
+                await asyncio.to_thread(server.kill)
+                await asyncio.to_thread(server.start)
+                probe = f"{unique}-{number}"  # once it runs, the worker reads its queues again
+                await world.submit(world.request(probe))
+                await world.engine.until_running(probe)
+            assert (await world.record(unique)).state is RequestState.RUNNING
+            assert await redis.xlen("slos:dead") == 0
+            world.engine.step(3)
+            assert len(await world.listener.tokens(unique, 4)) == 4
+            assert unique not in world.listener.ended
+        await redis.aclose()
