@@ -65,7 +65,7 @@ def forecast(problem: Problem, standing: Ints, began: Ints, joined: Ints) -> For
     for i in range(m):
         j = rows[i]
         last_join = max(last_join, start[i])
-        last[i] = start[i] + max(0, int(np.ceil((queue.output[j] - 1) / tiers.gain[queue.tier[j]] - 1e-9)) - 1)
+        last[i] = start[i] - 1 + int(np.ceil((queue.output[j] - 1) / tiers.gain[queue.tier[j]] - 1e-9))
     by_end = np.argsort(last)
     remainders = np.zeros(size, np.int64)
     number = np.zeros(num_tiers, np.int64)

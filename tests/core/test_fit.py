@@ -1,0 +1,85 @@
+"""Fitting and on-line correction of the performance model."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.optimize import nnls
+
+from services.core.errors import BadModelError, NotEnoughSamplesError
+from services.core.fit import OnlineCorrection, Sample, fit
+from services.core.nnls import solve_nnls
+from services.core.perf_model import BatchShape, PerfModel
+from services.core.presets import PRESETS
+
+
+def sweep(model: PerfModel, noise: float, count: int = 300, seed: int = 0) -> list[Sample]:
+    rng = np.random.default_rng(seed)
+    samples = []
+    for _ in range(count):
+        requests = int(rng.integers(1, 256))
+        shape = BatchShape(
+            int(rng.integers(1, 3000)), int(rng.integers(0, 800)) * requests, requests, int(rng.integers(0, 6))
+        )
+        samples.append(Sample(shape, model.seconds(shape) * float(rng.normal(1, noise))))
+    return samples
+
+
+@pytest.mark.parametrize("chosen", PRESETS, ids=lambda p: p.name)
+def test_a_noisy_sweep_of_every_preset_is_fitted_above_the_bar(chosen) -> None:
+    result = fit(sweep(chosen.model, noise=0.03))
+    assert result.r2_heldout >= 0.95
+    for tokens in (32, 512, 2048):
+        shape = BatchShape(tokens, 10_000, 64, 2)
+        assert result.model.seconds(shape) == pytest.approx(chosen.model.seconds(shape), rel=0.05)
+    over = [s.seconds - result.model.seconds(s.shape) for s in sweep(chosen.model, noise=0.03, seed=1)]
+    assert 0.80 <= float(np.mean(np.array(over) <= result.margin_s)) <= 0.995
+
+
+def test_two_segments_are_found_where_there_are_two_and_one_where_there_is_one() -> None:
+    by_name = {p.name: p.model for p in PRESETS}
+    assert len(fit(sweep(by_name["r1-qwen-7b-a100"], noise=0.002)).model.segments) == 2
+    assert len(fit(sweep(by_name["opt-13b-a100"], noise=0.02)).model.segments) == 1
+
+
+def test_too_few_uniform_or_impossible_samples_are_refused() -> None:
+    with pytest.raises(NotEnoughSamplesError):
+        fit([Sample(BatchShape(n), 0.01) for n in range(1, 8)])
+    with pytest.raises(NotEnoughSamplesError):
+        fit([Sample(BatchShape(64), 0.01 + 1e-4 * i) for i in range(20)])
+    with pytest.raises(BadModelError):
+        fit([Sample(BatchShape(n), 0.01 if n > 1 else float("nan")) for n in range(1, 20)])
+
+
+@given(st.integers(0, 10_000))
+def test_the_solver_agrees_with_scipy(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    a = rng.normal(size=(12, 5)) * 10.0 ** rng.integers(-4, 4, size=5)
+    y = rng.normal(size=12)
+    ours, theirs = solve_nnls(a, y), nnls(a, y)[0]
+    assert (ours >= 0).all()
+    assert np.linalg.norm(a @ ours - y) == pytest.approx(np.linalg.norm(a @ theirs - y), rel=1e-6)
+
+
+def test_correction_follows_a_slower_machine_and_its_noise() -> None:
+    rng = np.random.default_rng(3)
+    correction = OnlineCorrection()
+    predicted, noise = 0.05, 0.002
+    for _ in range(3000):
+        correction.observe(predicted, predicted * 1.2 + float(rng.normal(0, noise)))
+    assert correction.scale == pytest.approx(1.2, rel=0.01)
+    assert correction.margin_s == pytest.approx(1.645 * noise, rel=0.35)
+    model = PRESETS[0].model
+    assert correction.applied(model).seconds(BatchShape(100)) == pytest.approx(
+        1.2 * model.seconds(BatchShape(100)), rel=0.01
+    )
+
+
+def test_one_paused_step_does_not_ruin_the_correction() -> None:
+    correction = OnlineCorrection()
+    for _ in range(500):
+        correction.observe(0.05, 0.05)
+    correction.observe(0.05, 60.0)
+    assert correction.scale < 1.3
+    correction.observe(0.05, float("nan"))
+    assert correction.steps == 501
