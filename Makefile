@@ -58,13 +58,13 @@ $(VENV)/.created:
 
 $(VENV)/.torch: $(VENV)/.created
 	@echo "setup: $(TORCH), about 200 MB"
-	@$(PIP) install -q --no-deps '$(TORCH)' 2>/dev/null \
-	  || $(PIP) install -q --no-deps --index-url $(TORCH_INDEX) '$(TORCH)'
+	@$(PIP) install -qq --no-deps '$(TORCH)' 2>/dev/null \
+	  || $(PIP) install -qq --no-deps --index-url $(TORCH_INDEX) '$(TORCH)'
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.torch requirements.lock
 	@echo "setup: $$(grep -c == requirements.lock) pinned packages from requirements.lock"
-	@$(PIP) install -q --no-deps -r requirements.lock
+	@$(PIP) install -qq --no-deps -r requirements.lock
 	@touch $@
 
 $(VENV)/bin/slosctl: $(VENV)/.created
