@@ -233,16 +233,19 @@ class Hook:
     def _admissible(self, waiting: Sequence[TrackedRequest], pool: Pool) -> list[TrackedRequest]:
         """The waiting requests whose whole prompts find KV blocks now: the engine starts no others.
 
-        Promises first, by deadline. The first that does not fit keeps what is free from everything behind it, or small
-        prompts would starve it.
+        Promises first, by deadline; what started best effort still needs comes after them. The first that does not fit
+        keeps what is free from everything behind it, or small prompts would starve it.
         """
-        free = pool.free_blocks - sum(self._blocks_to_finish(r, pool) for r in self.prefilling.values())
-        if waiting:
-            free -= int((self.table.ints("context") % pool.block_size == 0).sum())
+        if not waiting:
+            return []
+        started = self.prefilling.values()
+        free = pool.free_blocks - int((self.table.ints("context") % pool.block_size == 0).sum())
+        free -= sum(self._blocks_to_finish(request, pool) for request in started if request.promised)
+        best_effort = sum(self._blocks_to_finish(request, pool) for request in started if not request.promised)
         fitting: list[TrackedRequest] = []
         for request in sorted(waiting, key=lambda r: (not r.promised, r.due_s if r.promised else 0.0)):
             free -= self._blocks_to_finish(request, pool)
-            if free < 0:
+            if free < (0 if request.promised else best_effort):
                 break
             fitting.append(request)
         return fitting
