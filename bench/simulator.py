@@ -82,10 +82,10 @@ class Simulation:
             self._send(job, 0, job.arrival_s)
 
     def run(self) -> Run:
-        """Run until every call has ended, or the run is cut."""
+        """Run until every call has ended or nothing more can happen, or the run is cut."""
         cut = ""
         with _without_collector():
-            while self._open and not cut:
+            while self._open and self._events and not cut:
                 self._advance()
                 if len(self._missed) > self._most_missed:
                     cut = "missed"
