@@ -11,9 +11,14 @@ from protos import admission_pb2_grpc, router_pb2
 from services.admission.accounts import Accounts
 from services.admission.background import Background
 from services.admission.endings import Endings
+from services.admission.explaining import Explainer
 from services.admission.front import Front
 from services.admission.handover import Handover
+from services.admission.quoting import Quoter
+from services.admission.record_notes import RecordNotes
+from services.admission.refusals import Refusals
 from services.admission.rescue import Rescue
+from services.admission.resolve import Resolver
 from services.admission.routers import Routers
 from services.admission.service import SERVICE, AdmissionService
 from services.admission.session import Session
@@ -71,25 +76,37 @@ class AdmissionProcess:
             instruments,
             settings.rescue_patience_s,
         )
+        notes = RecordNotes(redis)
         handover = Handover(
-            redis, store, self.sessions, self._workers, tokens, settings.admission_id, settings.keep_finished_s
+            notes, store, self.sessions, self._workers, tokens, settings.admission_id, settings.keep_finished_s
         )
         self._endings = Endings(store, self.sessions, self._workers, handover, self._background)
+        resolver = Resolver(catalogue, tokens, settings.admission_id, self._live_replicas)
+        refusals = Refusals(notes)
         front = Front(
-            catalogue=catalogue,
+            resolver=resolver,
             tokens=tokens,
             admission_id=settings.admission_id,
             keep_s=settings.keep_finished_s,
             clock=clock,
-            fleet=self._live_replicas,
             store=store,
             routers=self._routers,
             sessions=self.sessions,
             handover=handover,
             endings=self._endings,
+            refusals=refusals,
             accounts=accounts,
         )
-        self._service = AdmissionService(front, self.sessions, handover, self._endings, clock)
+        self._service = AdmissionService(
+            resolver=resolver,
+            front=front,
+            quoter=Quoter(resolver, self._routers),
+            explainer=Explainer(store, refusals, self.sessions, self._routers, clock),
+            sessions=self.sessions,
+            handover=handover,
+            endings=self._endings,
+            clock=clock,
+        )
         self._server = RpcServer(f"{settings.host}:{settings.port}")
         admission_pb2_grpc.add_AdmissionServicer_to_server(self._service, self._server.grpc)
 

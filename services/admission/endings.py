@@ -13,7 +13,7 @@ from services.common.errors import Reason, SloServeError
 from services.common.request_record import RequestState
 from services.common.request_store import RequestStore
 
-__all__ = ["Endings"]
+__all__ = ["Endings", "unknown_request"]
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class Endings:
         session = self._sessions.get(request_id)
         if session is not None:
             if session.facts.queued.tenant != tenant:
-                raise _unknown(request_id)
+                raise unknown_request(request_id)
             if session.state.ended:
                 return False
             session.end(types_pb2.FINISH_REASON_CANCELLED)
@@ -52,7 +52,7 @@ class Endings:
             return True
         record = await self._store.get(request_id)
         if record is None or record.tenant != tenant:
-            raise _unknown(request_id)
+            raise unknown_request(request_id)
         if record.state.ended:
             return False
         await self._cancel(request_id, record.replica_id, "client")
@@ -107,5 +107,6 @@ class Endings:
             await self._workers.cancel_at(met.replica_id, request_id, 0, reason)
 
 
-def _unknown(request_id: str) -> SloServeError:
+def unknown_request(request_id: str) -> SloServeError:
+    """There is no such request, or it is another tenant's: nobody learns which."""
     return SloServeError(Reason.REQUEST_UNKNOWN, f"no request {request_id!r}")

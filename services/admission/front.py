@@ -5,53 +5,28 @@ Order matters: everything that can be refused without touching another process i
 
 import asyncio
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
 
-from protos import admission_pb2, router_pb2
+from protos import admission_pb2
 from services.admission.accounts import Accounts
-from services.admission.auth import Caller, authenticate, check_permitted
+from services.admission.arrival import Arrival
+from services.admission.auth import Caller
 from services.admission.endings import Endings
 from services.admission.handover import Handover
-from services.admission.queueing import body_digest, output_rules, queued_request
+from services.admission.queueing import body_digest, output_rules
+from services.admission.refusals import Refusals
 from services.admission.request_trace import RequestTrace
+from services.admission.resolve import Resolver
 from services.admission.routers import Routers
 from services.admission.session import Session, SessionFacts
 from services.admission.sessions import Sessions
-from services.admission.slo import ReplicaSpeed, resolve_stages, stage_tiers
 from services.admission.tokens import ModelTokens
-from services.admission.validate import CUSTOM, Known, ValidRequest, tokenisable, validate
+from services.admission.validate import CUSTOM, ValidRequest
 from services.common.clock import Clock
-from services.common.config import Catalogue
 from services.common.errors import Reason, SloServeError
 from services.common.request_record import BeginResult, RequestState
 from services.common.request_store import RequestStore
-from services.common.wire import perf_model_from_wire
 
-__all__ = ["Arrival", "Front"]
-
-_INLINE_CHARS = 4096
-"""Longer texts are tokenised in a thread, so that nobody's tokens wait for them."""
-_NO_DEADLINE_S = 10 * 365 * 86400.0
-
-Fleet = Callable[[], Awaitable[Mapping[str, router_pb2.Replica]]]
-"""The live replicas, read again where none was known."""
-
-
-@dataclass(frozen=True, slots=True)
-class Arrival:
-    """What came with a call besides its message. `remaining_s`: what the client's deadline leaves."""
-
-    metadata: Iterable[tuple[str, str | bytes]]
-    remaining_s: float | None
-    at_us: int
-
-    @property
-    def deadline_us(self) -> int:
-        """The client's deadline, 0 where it has none."""
-        if self.remaining_s is None or self.remaining_s > _NO_DEADLINE_S:
-            return 0
-        return self.at_us + round(self.remaining_s * 1e6)
+__all__ = ["Front"]
 
 
 class Front:
@@ -60,36 +35,31 @@ class Front:
     def __init__(
         self,
         *,
-        catalogue: Catalogue,
+        resolver: Resolver,
         tokens: ModelTokens,
         admission_id: str,
         keep_s: float,
         clock: Clock,
-        fleet: Fleet,
         store: RequestStore,
         routers: Routers,
         sessions: Sessions,
         handover: Handover,
         endings: Endings,
+        refusals: Refusals,
         accounts: Accounts,
     ) -> None:
-        self._catalogue = catalogue
-        self._tiers = catalogue.tier_list()
+        self._resolver = resolver
         self._tokens = tokens
         self._admission_id = admission_id
         self._keep_s = keep_s
         self._clock = clock
-        self._fleet = fleet
         self._store = store
         self._routers = routers
         self._sessions = sessions
         self._handover = handover
         self._endings = endings
+        self._refusals = refusals
         self._accounts = accounts
-
-    def caller(self, arrival: Arrival) -> Caller:
-        """The tenant of a call."""
-        return authenticate(arrival.metadata, self._catalogue)
 
     async def open(self, request: admission_pb2.GenerateRequest, arrival: Arrival) -> Session:
         """A session whose verdict is known; the same one where a client repeats its request."""
@@ -98,7 +68,7 @@ class Front:
             with trace.active(), trace.step("admit"):
                 return await self._admit(request, arrival, trace)
         except SloServeError as error:
-            known = request.application in self._catalogue.applications
+            known = self._resolver.configured(request.application)
             self._accounts.refused(request.application if known else CUSTOM, error)
             trace.end({}, error.text)
             raise
@@ -107,31 +77,10 @@ class Front:
             raise
 
     async def _admit(self, request: admission_pb2.GenerateRequest, arrival: Arrival, trace: RequestTrace) -> Session:
-        caller = self.caller(arrival)
-        replicas = await self._fleet()
-        valid = await self._validate(request, replicas, trace)
+        checked = await self._resolver.check(request, arrival, trace)
+        caller, valid = checked.caller, checked.valid
         self._accounts.offered(valid.application)
-        speeds = [
-            ReplicaSpeed(replica.replica_id, perf_model_from_wire(replica.perf_model))
-            for replica in replicas.values()
-            if replica.perf_model.segments
-        ]
-        tiers = stage_tiers(valid.stages, self._tiers)
-        stages = resolve_stages(valid.stages, len(valid.prompt_ids), speeds, self._catalogue.ttft_floor_ms / 1000)
-        check_permitted(caller, stages)
-        request_id = valid.request_id or uuid.uuid4().hex
-        queued = queued_request(
-            valid,
-            stages,
-            tiers,
-            self._tokens,
-            request_id=request_id,
-            tenant=caller.tenant,
-            admission_id=self._admission_id,
-            arrival_us=arrival.at_us,
-            client_deadline_us=arrival.deadline_us,
-            trace=trace.context,
-        )
+        queued = self._resolver.resolve(checked, valid.request_id or uuid.uuid4().hex, arrival, trace)
         repeated = await self._begin(queued.request_id, request, caller, valid, arrival, trace)
         if repeated is not None:
             trace.end({"slos_serve.reattached": True})
@@ -147,28 +96,6 @@ class Front:
         self._sessions.add(session)
         await self._place(session, arrival)
         return session
-
-    async def _validate(
-        self,
-        request: admission_pb2.GenerateRequest,
-        replicas: Mapping[str, router_pb2.Replica],
-        trace: RequestTrace,
-    ) -> ValidRequest:
-        # what the engines really hold decides; the model's own figure only stands in until one is live
-        limits = [replica.max_model_len for replica in replicas.values() if replica.max_model_len]
-        context_tokens = max(limits) if limits else self._tokens.context_tokens
-        if context_tokens is None:
-            raise SloServeError(Reason.NO_REPLICA, "no replica is live", retry_after_ms=1000.0)
-        known = Known(self._catalogue, self._tokens, context_tokens)
-        ids: list[int] = []
-        if tokenisable(request, known):
-            with trace.step("tokenise") as span:
-                if len(request.text) > _INLINE_CHARS:
-                    ids = await asyncio.to_thread(self._tokens.encode, request.text)
-                else:
-                    ids = self._tokens.encode(request.text)
-                span.set_attribute("slos_serve.prompt_tokens", len(ids))
-        return validate(request, ids, known)
 
     async def _begin(
         self,
@@ -212,9 +139,11 @@ class Front:
             remaining_s = self._remaining_s(arrival)
             response = await self._routers.place(session.facts.queued, session.facts.on_infeasible, remaining_s)
         except SloServeError as error:
+            error.metadata.setdefault("request_id", session.request_id)  # to ask Explain about
             session.fail(error)
             self._endings.not_placed(session, error)
             self._sessions.drop(session)
+            await self._refusals.keep(session.request_id, error)
             raise
         except asyncio.CancelledError:
             self._endings.give_up(session)

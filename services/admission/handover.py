@@ -4,34 +4,22 @@ With a resume grace, what another process needs to serve the request is kept in 
 as it was placed, its verdict and its grace. The tokens are in the worker's memory.
 """
 
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
-
-from redis.asyncio import Redis
 
 from protos import router_pb2, types_pb2
 from services.admission.queueing import output_rules
+from services.admission.record_notes import RecordNotes
 from services.admission.request_trace import RequestTrace
 from services.admission.session import Session, SessionFacts
 from services.admission.sessions import Sessions
 from services.admission.tokens import ModelTokens
 from services.admission.workers import Workers
-from services.common import keys
-from services.common.broker import broker_errors
 from services.common.errors import Reason, SloServeError
 from services.common.request_record import RequestRecord, RequestState
 from services.common.request_store import RequestStore
 from services.common.telemetry import TraceContext
 
 __all__ = ["Handover"]
-
-# Stores fields of a hash that exists: an expired request must not come back as a stub.
-_AMEND = """
-if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
-redis.call('HSET', KEYS[1], unpack(ARGV))
-return 1
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +35,7 @@ class Handover:
 
     def __init__(
         self,
-        redis: "Redis",
+        notes: RecordNotes,
         store: RequestStore,
         sessions: Sessions,
         workers: Workers,
@@ -55,7 +43,7 @@ class Handover:
         admission_id: str,
         keep_s: float,
     ) -> None:
-        self._command: Callable[..., Awaitable[Any]] = redis.execute_command
+        self._notes = notes
         self._store = store
         self._sessions = sessions
         self._workers = workers
@@ -67,7 +55,7 @@ class Handover:
         """Store what another process needs to resume this session."""
         facts = session.facts
         verdict = session.verdict or types_pb2.Verdict()
-        await self._amend(
+        await self._notes.write(
             session.request_id,
             resume_request=facts.queued.SerializeToString(),
             resume_verdict=verdict.SerializeToString(),
@@ -98,7 +86,7 @@ class Handover:
         await self._check_range(record, from_token)
         session = self._session(record, kept)
         self._sessions.add(session)
-        await self._amend(request_id, admission=self._admission_id)
+        await self._notes.write(request_id, admission=self._admission_id)
         self._workers.attach(session)
         return session
 
@@ -135,19 +123,14 @@ class Handover:
             raise SloServeError(Reason.RESUME_OUT_OF_RANGE, text)
 
     async def _kept(self, request_id: str) -> _Kept | None:
-        names = ["resume_request", "resume_verdict", "resume_grace_s", "resume_last_stage_limit"]
-        with broker_errors():
-            raw = await self._command("HMGET", keys.request_key(request_id), *names)
-        if raw[0] is None:
+        request, verdict, grace_s, last_stage_limit = await self._notes.read(
+            request_id, "resume_request", "resume_verdict", "resume_grace_s", "resume_last_stage_limit"
+        )
+        if request is None or verdict is None or grace_s is None or last_stage_limit is None:
             return None
         return _Kept(
-            types_pb2.QueuedRequest.FromString(raw[0]),
-            types_pb2.Verdict.FromString(raw[1]),
-            float(raw[2]),
-            int(raw[3]) or None,
+            types_pb2.QueuedRequest.FromString(request),
+            types_pb2.Verdict.FromString(verdict),
+            float(grace_s),
+            int(last_stage_limit) or None,
         )
-
-    async def _amend(self, request_id: str, **fields: str | bytes | float) -> None:
-        flat = [part for item in fields.items() for part in item]
-        with broker_errors():
-            await self._command("EVAL", _AMEND, 1, keys.request_key(request_id), *flat)

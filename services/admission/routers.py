@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class Routers:
-    """Places requests through the configured routers, in turn. Placing is idempotent by attempt."""
+    """Asks the configured routers, in turn. Placing is idempotent by attempt."""
 
     def __init__(self, addresses: Sequence[str]) -> None:
         self._channels = [open_channel(address) for address in addresses]
@@ -38,18 +38,27 @@ class Routers:
         """
         message = router_pb2.PlaceRequest(request=request, on_infeasible=on_infeasible)
         waits = on_infeasible == types_pb2.ON_INFEASIBLE_WAIT
-        own_limit = None if waits else _CALL_TIMEOUT_S
-        limits = [limit for limit in (own_limit, remaining_s) if limit is not None]
-        timeout_s = min(limits) if limits else None
-        try:
-            return await self._first_answer(lambda stub: stub.Place(message, timeout=timeout_s, wait_for_ready=False))
-        except SloServeError as error:
-            late = error.reason is Reason.CLIENT_DEADLINE
-            if late and timeout_s != remaining_s:
-                raise SloServeError(
-                    Reason.ROUTER_UNAVAILABLE, f"no placement within {timeout_s:g} s", retry_after_ms=ROUTER_RETRY_MS
-                ) from None
-            raise
+        return await self._within(
+            lambda stub, timeout_s: stub.Place(message, timeout=timeout_s, wait_for_ready=False),
+            own_limit_s=None if waits else _CALL_TIMEOUT_S,
+            remaining_s=remaining_s,
+        )
+
+    async def quote(
+        self, request: types_pb2.QueuedRequest, remaining_s: float | None
+    ) -> router_pb2.RouterQuoteResponse:
+        """The fleet's best answer to whether a request would fit; raises as `place` does."""
+        message = router_pb2.RouterQuoteRequest(request=request)
+        return await self._within(
+            lambda stub, timeout_s: stub.Quote(message, timeout=timeout_s),
+            own_limit_s=_CALL_TIMEOUT_S,
+            remaining_s=remaining_s,
+        )
+
+    async def explain(self, request_id: str) -> router_pb2.RouterExplainResponse:
+        """What the planners remember about a request."""
+        message = router_pb2.RouterExplainRequest(request_id=request_id)
+        return await self._first_answer(lambda stub: stub.Explain(message, timeout=_CALL_TIMEOUT_S))
 
     async def replace(
         self, request_id: str, attempt: int, delivered_token_ids: Sequence[int], reason: str
@@ -64,6 +73,25 @@ class Routers:
         """Close the channels."""
         for channel in self._channels:
             await channel.close()
+
+    async def _within(
+        self,
+        call: "Callable[[router_pb2_grpc.RouterAsyncStub, float | None], Awaitable[T]]",
+        *,
+        own_limit_s: float | None,
+        remaining_s: float | None,
+    ) -> T:
+        """A call that ends with the client's deadline or after our own limit; the errors tell which it was."""
+        limits = [limit for limit in (own_limit_s, remaining_s) if limit is not None]
+        timeout_s = min(limits) if limits else None
+        try:
+            return await self._first_answer(lambda stub: call(stub, timeout_s))
+        except SloServeError as error:
+            late = error.reason is Reason.CLIENT_DEADLINE
+            if late and timeout_s != remaining_s:
+                text = f"no answer within {timeout_s:g} s"
+                raise SloServeError(Reason.ROUTER_UNAVAILABLE, text, retry_after_ms=ROUTER_RETRY_MS) from None
+            raise
 
     async def _first_answer(self, call: "Callable[[router_pb2_grpc.RouterAsyncStub], Awaitable[T]]") -> T:
         error: SloServeError | None = None

@@ -6,9 +6,13 @@ from typing import Any
 import grpc.aio
 
 from protos import admission_pb2, admission_pb2_grpc
-from services.admission.endings import Endings
-from services.admission.front import Arrival, Front
+from services.admission.arrival import Arrival
+from services.admission.endings import Endings, unknown_request
+from services.admission.explaining import Explainer
+from services.admission.front import Front
 from services.admission.handover import Handover
+from services.admission.quoting import Quoter
+from services.admission.resolve import Resolver
 from services.admission.session import Session
 from services.admission.sessions import Sessions
 from services.admission.validate import check_request_id
@@ -28,8 +32,22 @@ Events = AsyncIterator[admission_pb2.GenerateEvent]
 class AdmissionService(admission_pb2_grpc.AdmissionServicer):
     """What clients call. After `drain` new requests are refused and running ones end as they would."""
 
-    def __init__(self, front: Front, sessions: Sessions, handover: Handover, endings: Endings, clock: Clock) -> None:
+    def __init__(
+        self,
+        *,
+        resolver: Resolver,
+        front: Front,
+        quoter: Quoter,
+        explainer: Explainer,
+        sessions: Sessions,
+        handover: Handover,
+        endings: Endings,
+        clock: Clock,
+    ) -> None:
+        self._resolver = resolver
         self._front = front
+        self._quoter = quoter
+        self._explainer = explainer
         self._sessions = sessions
         self._handover = handover
         self._endings = endings
@@ -52,13 +70,13 @@ class AdmissionService(admission_pb2_grpc.AdmissionServicer):
         """Attach to a request again, from any token on, whichever process served it."""
         self._refuse_while_draining()
         with self._sessions.call():
-            session = await self._resumed(request, self._front.caller(self._arrival(context)).tenant)
+            session = await self._resumed(request, self._resolver.caller(self._arrival(context)).tenant)
             async for event in self._deliver(session, request.from_token, context):
                 yield event
 
     async def Cancel(self, request: admission_pb2.CancelRequest, context: Context) -> admission_pb2.CancelResponse:
         """End a request and free what it holds."""
-        tenant = self._front.caller(self._arrival(context)).tenant
+        tenant = self._resolver.caller(self._arrival(context)).tenant
         _check_id(request.request_id)
         return admission_pb2.CancelResponse(cancelled=await self._endings.cancel(request.request_id, tenant))
 
@@ -74,16 +92,15 @@ class AdmissionService(admission_pb2_grpc.AdmissionServicer):
             yield  # makes this an async generator, as every streaming handler must be
 
     async def Quote(self, request: admission_pb2.QuoteRequest, context: Context) -> admission_pb2.QuoteResponse:
-        """Not yet served."""
-        raise SloServeError(
-            Reason.NOT_IMPLEMENTED, "Quote is not served yet: Generate with ON_INFEASIBLE_REJECT says whether it fits"
-        )
+        """Would this request be promised now; if not, what would be, or when."""
+        self._refuse_while_draining()
+        return await self._quoter.quote(request.request, self._arrival(context))
 
     async def Explain(self, request: admission_pb2.ExplainRequest, context: Context) -> admission_pb2.ExplainResponse:
-        """Not yet served."""
-        raise SloServeError(
-            Reason.NOT_IMPLEMENTED, "Explain is not served yet: the verdict names its binding constraint"
-        )
+        """Why a request was deferred, rejected or late."""
+        tenant = self._resolver.caller(self._arrival(context)).tenant
+        _check_id(request.request_id)
+        return await self._explainer.explain(request.request_id, tenant)
 
     async def _resumed(self, request: admission_pb2.ResumeRequest, tenant: str) -> Session:
         _check_id(request.request_id)
@@ -91,7 +108,7 @@ class AdmissionService(admission_pb2_grpc.AdmissionServicer):
         if session is None:
             return await self._handover.take(request.request_id, request.from_token, tenant)
         if session.facts.queued.tenant != tenant:
-            raise SloServeError(Reason.REQUEST_UNKNOWN, f"no request {request.request_id!r}")
+            raise unknown_request(request.request_id)
         have = len(session.transcript.ids)
         if request.from_token > have:
             text = f"from_token is {request.from_token}, request {request.request_id!r} has {have} output tokens"

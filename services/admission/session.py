@@ -71,6 +71,7 @@ class Session:
         self.first_verdict: types_pb2.Verdict | None = None
         self.verdict: types_pb2.Verdict | None = None
         self.promised = False
+        self.hops: Sequence[router_pb2.Hop] = ()
         self.markers: list[Marker] = []
         self.finish_reason: types_pb2.FinishReason.ValueType = types_pb2.FINISH_REASON_UNSPECIFIED
         self.error: SloServeError | None = None
@@ -91,6 +92,7 @@ class Session:
     def placed(self, response: router_pb2.PlaceResponse) -> None:
         """The request has its place: the verdict is known."""
         self._decide(response.verdict)
+        self.hops = response.hops
         if self._signal(Signal.PLACED) and self.attempt <= response.attempt:
             self.attempt = response.attempt
             self.replica_id = self.replica_id or response.replica_id
@@ -106,6 +108,7 @@ class Session:
             if response.attempt >= self.attempt:
                 self.attempt = response.attempt
                 self.replica_id = response.replica_id
+            self.hops = response.hops
             self._news(response.verdict, reason)
             self._wake()
 

@@ -1,5 +1,6 @@
 """The typed Python client: `SlosClient` and the values it gives back."""
 
+from services.client.answers import Explanation, HopReport, Quote, rejected_verdict
 from services.client.client import Completion, GenerateOptions, SlosClient
 from services.client.events import (
     Constraint,
@@ -19,12 +20,15 @@ __all__ = [
     "Completion",
     "Constraint",
     "Event",
+    "Explanation",
     "FieldViolation",
     "Finished",
     "GenerateOptions",
+    "HopReport",
     "InvalidRequestError",
     "OnInfeasible",
     "Prompt",
+    "Quote",
     "Reason",
     "SloServeError",
     "SlosClient",
@@ -34,6 +38,7 @@ __all__ = [
     "Tokens",
     "Verdict",
     "VerdictChanged",
+    "rejected_verdict",
     "request_to_wire",
     "verdict_from_wire",
 ]

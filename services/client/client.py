@@ -11,6 +11,7 @@ from typing import Any, Self, TypedDict, Unpack
 import grpc
 
 from protos import admission_pb2, admission_pb2_grpc
+from services.client.answers import Explanation, Quote, explanation_from_wire, quote_from_wire
 from services.client.events import Event, Finished, Tokens, Verdict, VerdictChanged, event_from_wire
 from services.client.requests import OnInfeasible, Prompt, Stage, request_to_wire
 from services.common.errors import Reason, SloServeError, from_rpc_error
@@ -150,6 +151,25 @@ class SlosClient:
             return (await self._stub.Cancel(request, metadata=self._metadata)).cancelled
         except grpc.RpcError as error:
             raise _typed(error) from None
+
+    async def quote(
+        self, prompt: Prompt, *, timeout_s: float | None = None, **options: Unpack[GenerateOptions]
+    ) -> Quote:
+        """Whether `generate` with the same arguments would be promised now. Nothing is begun or reserved."""
+        request = admission_pb2.QuoteRequest(request=request_to_wire(prompt, **options))
+        try:
+            return quote_from_wire(await self._stub.Quote(request, timeout=timeout_s, metadata=self._metadata))
+        except grpc.RpcError as error:
+            raise _typed(error) from None
+
+    async def explain(self, request_id: str, *, timeout_s: float | None = None) -> Explanation:
+        """Why a request was deferred, rejected or late."""
+        request = admission_pb2.ExplainRequest(request_id=request_id)
+        try:
+            answer = await self._stub.Explain(request, timeout=timeout_s, metadata=self._metadata)
+        except grpc.RpcError as error:
+            raise _typed(error) from None
+        return explanation_from_wire(answer)
 
     def _resume(self, request_id: str, from_token: int, timeout_s: float | None) -> Call:
         request = admission_pb2.ResumeRequest(request_id=request_id, from_token=from_token)

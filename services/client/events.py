@@ -14,6 +14,7 @@ __all__ = [
     "Verdict",
     "VerdictChanged",
     "event_from_wire",
+    "report_from_wire",
     "verdict_from_wire",
 ]
 
@@ -30,7 +31,10 @@ class Constraint:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """`kind` is PENDING, ADMITTED (a promise) or BEST_EFFORT (none); REJECTED only inside an error."""
+    """`kind` is PENDING, ADMITTED (a promise) or BEST_EFFORT (none); REJECTED only inside an error.
+
+    `retry_after_ms`: when the plan expects room for the same SLO, from then on; 0 where unknown or not needed.
+    """
 
     kind: str
     replica_id: str
@@ -40,6 +44,7 @@ class Verdict:
     ttft_slo_ms: float
     tpot_slo_ms: float
     constraint: Constraint | None
+    retry_after_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +122,7 @@ def verdict_from_wire(wire: types_pb2.Verdict) -> Verdict:
         )
         if limit.kind
         else None,
+        retry_after_ms=wire.retry_after_ms,
     )
 
 
@@ -128,7 +134,7 @@ def event_from_wire(wire: admission_pb2.GenerateEvent) -> Event | None:
         case "tokens":
             return Tokens(wire.tokens.text, tuple(wire.tokens.ids), wire.tokens.offset)
         case "stage_end":
-            return StageEnd(wire.stage_end.stage_index, _report(wire.stage_end.report))
+            return StageEnd(wire.stage_end.stage_index, report_from_wire(wire.stage_end.report))
         case "verdict_changed":
             return VerdictChanged(verdict_from_wire(wire.verdict_changed.verdict), wire.verdict_changed.reason)
         case "finished":
@@ -136,7 +142,8 @@ def event_from_wire(wire: admission_pb2.GenerateEvent) -> Event | None:
     return None
 
 
-def _report(wire: admission_pb2.StageReport) -> StageReport:
+def report_from_wire(wire: admission_pb2.StageReport) -> StageReport:
+    """A stage's report as it came."""
     return StageReport(
         kind=types_pb2.StageKind.Name(wire.kind).removeprefix("STAGE_KIND_"),
         ttft_slo_ms=wire.ttft_slo_ms,
@@ -153,7 +160,7 @@ def _finished(wire: admission_pb2.Finished) -> Finished:
         reason=types_pb2.FinishReason.Name(wire.reason).removeprefix("FINISH_REASON_"),
         prompt_tokens=wire.prompt_tokens,
         output_tokens=wire.output_tokens,
-        stages=tuple(_report(stage) for stage in wire.stages),
+        stages=tuple(report_from_wire(stage) for stage in wire.stages),
         met=wire.met,
         promised=wire.promised,
         replica_id=wire.replica_id,

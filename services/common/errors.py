@@ -170,11 +170,13 @@ def from_rpc_error(error: grpc.RpcError, fallback: Reason = Reason.INTERNAL) -> 
     if status is None or status.code == code_pb2.OK:
         return SloServeError(fallback, _text_of(error))
     reason, retry_after_ms, rest = fallback, None, []
+    metadata: dict[str, str] = {}
     violations: list[FieldViolation] = []
     info, retry, bad = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo(), error_details_pb2.BadRequest()
     for detail in status.details:
         if detail.Unpack(info):
             reason = Reason(info.reason) if info.reason in Reason.__members__ else fallback
+            metadata = dict(info.metadata)
         elif detail.Unpack(retry):
             retry_after_ms = retry.retry_delay.ToMicroseconds() / 1000
         elif detail.Unpack(bad):
@@ -183,4 +185,4 @@ def from_rpc_error(error: grpc.RpcError, fallback: Reason = Reason.INTERNAL) -> 
             rest.append(detail)
     if violations:
         return InvalidRequestError(*violations)
-    return SloServeError(reason, status.message, retry_after_ms=retry_after_ms, details=tuple(rest))
+    return SloServeError(reason, status.message, retry_after_ms=retry_after_ms, details=tuple(rest), metadata=metadata)

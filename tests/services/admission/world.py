@@ -193,6 +193,10 @@ class ScriptedRouter(router_pb2_grpc.RouterServicer):
         self.placed: list[types_pb2.QueuedRequest] = []
         self.place_requests: list[router_pb2.PlaceRequest] = []
         self.replaces: list[router_pb2.ReplaceRequest] = []
+        self.hops: list[router_pb2.Hop] = []
+        self.quote = router_pb2.RouterQuoteResponse()
+        self.quoted: list[types_pb2.QueuedRequest] = []
+        self.remembered: list[router_pb2.Hop] | SloServeError = []
         self._store = RequestStore(redis)
 
     async def Place(self, request: router_pb2.PlaceRequest, context: Any) -> router_pb2.PlaceResponse:  # noqa: N802
@@ -215,21 +219,44 @@ class ScriptedRouter(router_pb2_grpc.RouterServicer):
         queued.delivered_token_ids[:] = request.delivered_token_ids
         return await self._enqueue(queued)
 
+    async def Quote(  # noqa: N802
+        self, request: router_pb2.RouterQuoteRequest, context: Any
+    ) -> router_pb2.RouterQuoteResponse:
+        self.quoted.append(request.request)
+        if self.error is not None:
+            raise self.error
+        return self.quote
+
+    async def Explain(  # noqa: N802
+        self, request: router_pb2.RouterExplainRequest, context: Any
+    ) -> router_pb2.RouterExplainResponse:
+        if isinstance(self.remembered, SloServeError):
+            raise self.remembered
+        return router_pb2.RouterExplainResponse(hops=self.remembered)
+
+    @property
+    def word(self) -> str:
+        """The verdict as routers store it."""
+        return types_pb2.VerdictKind.Name(self.verdict).removeprefix("VERDICT_KIND_").lower()
+
     async def _enqueue(self, queued: types_pb2.QueuedRequest) -> router_pb2.PlaceResponse:
         best_effort = self.verdict == BEST_EFFORT
         replica_id = "" if best_effort else self.replica_id
         queued.tier = "best-effort" if best_effort else queued.stages[0].tier
         queued.promised = self.verdict == ADMITTED
         stream = keys.BEST_EFFORT_QUEUE if best_effort else keys.queue_key(replica_id, queued.tier)
-        where = await self._store.enqueue(queued, stream, verdict="scripted", replica_id=replica_id)
+        where = await self._store.enqueue(queued, stream, verdict=self.word, replica_id=replica_id)
         self.placed.append(queued)
         verdict = types_pb2.Verdict(kind=self.verdict, replica_id=replica_id, tier=queued.tier, predicted_ttft_ms=12)
+        if self.hops:
+            verdict.constraint.CopyFrom(self.hops[-1].verdict.constraint)
         return router_pb2.PlaceResponse(
             verdict=verdict,
             replica_id=replica_id,
             stream=where.stream,
             entry_id=where.entry_id,
             attempt=queued.attempt,
+            hops=self.hops,
         )
 
 

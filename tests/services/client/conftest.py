@@ -9,6 +9,7 @@ import pytest
 
 from protos import admission_pb2, admission_pb2_grpc
 from services.client import SlosClient
+from services.common.errors import SloServeError
 from services.common.rpc import RpcServer
 
 Script = Callable[[Any, Any], AsyncIterator[admission_pb2.GenerateEvent]]
@@ -19,6 +20,7 @@ class ScriptedAdmission(admission_pb2_grpc.AdmissionServicer):
     """Plays one script per call, and keeps what was asked and with which metadata."""
 
     scripts: list[Script] = field(default_factory=list)
+    answers: list[Any] = field(default_factory=list)
     asked: list[Any] = field(default_factory=list)
     metadata: list[dict[str, Any]] = field(default_factory=list)
     ended: list[bool] = field(default_factory=list)
@@ -34,6 +36,20 @@ class ScriptedAdmission(admission_pb2_grpc.AdmissionServicer):
     async def Cancel(self, request: Any, context: Any) -> admission_pb2.CancelResponse:  # noqa: N802
         self.asked.append(request)
         return admission_pb2.CancelResponse(cancelled=True)
+
+    async def Quote(self, request: Any, context: Any) -> admission_pb2.QuoteResponse:  # noqa: N802
+        return await self._answer(request, context)
+
+    async def Explain(self, request: Any, context: Any) -> admission_pb2.ExplainResponse:  # noqa: N802
+        return await self._answer(request, context)
+
+    async def _answer(self, request: Any, context: Any) -> Any:
+        self.asked.append(request)
+        self.metadata.append(dict(context.invocation_metadata() or ()))
+        answer = self.answers.pop(0)
+        if isinstance(answer, SloServeError):
+            raise answer
+        return answer
 
     async def _play(self, request: Any, context: Any) -> AsyncIterator[admission_pb2.GenerateEvent]:
         self.asked.append(request)
