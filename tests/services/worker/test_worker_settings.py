@@ -1,0 +1,46 @@
+import pytest
+
+from services.common.config import ConfigError, load_settings
+from services.worker.settings import WorkerSettings
+
+
+@pytest.fixture(autouse=True)
+def _redis_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLOS_REDIS_URL", "redis://127.0.0.1:6379/0")
+
+
+def test_planners_are_a_comma_separated_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLOS_PLANNERS", "p0:50053, p1:50053")
+    assert load_settings(WorkerSettings).planners == ("p0:50053", "p1:50053")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("SLOS_PLANNERS", ""),
+        ("SLOS_PLANNERS", "p0"),
+        ("SLOS_REPLICA_ID", "w:0"),
+        ("SLOS_ENGINE", "other"),
+        ("SLOS_PORT", "70000"),
+        ("SLOS_LEASE_S", "0"),
+        ("SLOS_MODEL", ""),
+    ],
+)
+def test_a_bad_value_names_its_variable(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigError, match=variable):
+        load_settings(WorkerSettings)
+
+
+def test_an_unknown_preset_is_refused_where_it_would_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLOS_PRESET", "abacus")
+    assert load_settings(WorkerSettings).engine == "vllm"
+    monkeypatch.setenv("SLOS_ENGINE", "emulated")
+    with pytest.raises(ConfigError, match=r"SLOS_PRESET.*opt-13b-a100"):
+        load_settings(WorkerSettings)
+
+
+def test_zero_leaves_a_choice_to_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLOS_KV_BLOCKS", "500")
+    engine = load_settings(WorkerSettings).engine_settings()
+    assert (engine.kv_blocks, engine.max_num_seqs, engine.async_scheduling) == (500, None, None)
