@@ -129,7 +129,8 @@ class HookEnd:
     """The engine process's end: never blocks."""
 
     def __init__(self, address: str) -> None:
-        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PAIR)
+        self._context = zmq.Context()
+        self._socket: zmq.Socket[bytes] = self._context.socket(zmq.PAIR)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.SNDHWM, 0)
         self._socket.connect(address)
@@ -148,8 +149,8 @@ class HookEnd:
         self._socket.send(self._encoder.encode(message), zmq.NOBLOCK)
 
     def close(self) -> None:
-        """Close the socket."""
-        self._socket.close()
+        """Close the socket and its context."""
+        self._context.destroy(linger=0)
 
 
 class WorkerEnd:
@@ -175,5 +176,4 @@ class WorkerEnd:
 
     def close(self) -> None:
         """Close the socket and its context."""
-        self._socket.close()
-        self._context.term()
+        self._context.destroy(linger=0)

@@ -5,7 +5,7 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from statistics import median
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 from services.core.fit import FitResult, Sample, fit
@@ -58,15 +58,15 @@ async def measure(engine: "VllmEngine", vocabulary: int, seconds: float, max_bat
 
 
 def repeated(samples: Sequence[Sample]) -> list[Sample]:
-    """One sample per shape that was run at least `_REPEATS` times, with its median time.
+    """One sample per shape that was run at least `_REPEATS` times, with its shortest time.
 
     A process that was paused and the first batch of a new size take several times as long as the batch itself does.
-    The model is of the batch; how much more it may take on this machine is the on-line margin's business.
+    The model is of the batch; how much more it takes on a busy machine is followed by the on-line correction.
     """
     times: dict[BatchShape, list[float]] = {}
     for sample in samples:
         times.setdefault(sample.shape, []).append(sample.seconds)
-    return [Sample(shape, median(seconds)) for shape, seconds in times.items() if len(seconds) >= _REPEATS]
+    return [Sample(shape, min(seconds)) for shape, seconds in times.items() if len(seconds) >= _REPEATS]
 
 
 class _Observer:
@@ -100,10 +100,12 @@ def warm_up_probes(info: EngineInfo, max_batch_tokens: int) -> Iterator[Probe]:
 
 
 def probes(info: EngineInfo, max_batch_tokens: int, rng: random.Random) -> Iterator[Probe]:
-    """Probes without end: batch sizes and numbers of requests spread evenly on a logarithmic scale."""
+    """Probes without end: batch sizes spread evenly, every other one on a logarithmic scale; requests on that scale."""
     longest = _longest_prompt(info)
-    while True:
+    for logarithmic in cycle((True, False)):
         budget = round(_SMALLEST_BUDGET * (max_batch_tokens / _SMALLEST_BUDGET) ** rng.random())
+        if not logarithmic:
+            budget = rng.randint(_SMALLEST_BUDGET, max_batch_tokens)
         requests = round(info.max_num_seqs ** rng.random())
         prompt_tokens = round(budget * rng.uniform(0.5, 2.0) / requests)
         if rng.random() < _LONG_SHARE:

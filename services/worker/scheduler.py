@@ -25,6 +25,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 
+from services.worker.engine_process import end_with_parent, leave_quickly
 from services.worker.hook import Hook, Pool, Progress, Steering
 from services.worker.hook_config import HookConfig, from_additional_config, model_of
 from services.worker.hook_report import Reporter
@@ -51,6 +52,7 @@ class SloScheduler(Scheduler):  # type: ignore[misc]
 
     def __init__(self, *args: Any, clock: Callable[[], float] = time.monotonic, **kwargs: Any) -> None:
         check_vllm()
+        end_with_parent()
         super().__init__(*args, **kwargs)
         if not isinstance(self.waiting, FCFSRequestQueue):
             raise ValueError("the hook orders the waiting queue itself: scheduling_policy must be fcfs")
@@ -157,6 +159,7 @@ class SloScheduler(Scheduler):  # type: ignore[misc]
         """Close the link."""
         super().shutdown()
         self._link.close()
+        leave_quickly()
 
     # Steering
 

@@ -239,7 +239,7 @@ class VllmEngine:
             finished = True
             self._failed.set()
             yield EngineOutput(request_id, (), time.monotonic(), EngineEnd.ERROR, f"the engine died: {error}")
-        except (VLLMClientError, ValueError) as error:  # vLLM refuses the request: a prompt beyond the context, an impossible parameter
+        except (VLLMClientError, ValueError) as error:  # refused: a prompt beyond the context, a bad parameter
             finished = True
             yield EngineOutput(request_id, (), time.monotonic(), EngineEnd.ERROR, str(error))
         finally:

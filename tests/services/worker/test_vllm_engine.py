@@ -1,0 +1,125 @@
+"""The real engine on the CPU with the bundled model."""
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from services.core.slo import BEST_EFFORT, StageKind, StageSlo
+from services.worker.engine_api import EngineEnd, SamplingSpec, Submission
+from services.worker.engine_settings import EngineSettings
+from services.worker.vllm_engine import VllmEngine
+
+MODEL = str(Path(__file__).parents[3] / "models" / "tiny")
+REQUESTS = 40
+
+pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="module")]
+
+
+def settings(data_dir: Path) -> EngineSettings:
+    return EngineSettings(
+        engine="vllm", model=MODEL, data_dir=data_dir, dtype="float32", cpu_threads=1, profile_s=4.0,
+        max_model_len=2048, max_num_seqs=16, kv_cache_gib=0.25,
+    )  # fmt: skip
+
+
+def submission(index: int, prompt: list[int], output_tokens: int, promised: bool) -> Submission:
+    now_s = time.monotonic()
+    return Submission(
+        request_id=f"r{index}",
+        attempt=1,
+        application="app",
+        token_ids=tuple(prompt),
+        delivered_tokens=0,
+        prompt_digest="",
+        sampling=SamplingSpec(output_tokens, temperature=0.0, ignore_eos=True),
+        stages=(StageSlo(StageKind.ANSWER, 20.0, None, 1.0, output_tokens),),
+        tiers=("loose" if promised else BEST_EFFORT,),
+        promised=promised,
+        ttft_deadline_s=now_s + 20.0,
+        arrival_s=now_s,
+        forecast_tokens=output_tokens,
+    )
+
+
+def workload() -> list[tuple[list[int], int]]:
+    rng = random.Random(5)
+    shared = [rng.randrange(3, 4096) for _ in range(200)]
+    return [
+        (shared[: rng.choice([0, 0, 60, 200])] + [rng.randrange(3, 4096) for _ in range(rng.randint(4, 400))],
+         rng.randint(1, 40))
+        for _ in range(REQUESTS)
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+async def plain_outputs() -> list[list[int]]:
+    """What vLLM's own scheduler generates, greedily, one request after the other."""
+    from vllm import SamplingParams
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.inputs.engine import tokens_input
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    arguments = AsyncEngineArgs(
+        model=MODEL, dtype="float32", max_model_len=2048, max_num_seqs=16, skip_tokenizer_init=True, enforce_eager=True,
+        kv_cache_memory_bytes=1 << 28, disable_log_stats=True,
+    )  # fmt: skip
+    llm = AsyncLLM.from_engine_args(arguments)
+
+    async def run(index: int, prompt: list[int], output_tokens: int) -> list[int]:
+        params = SamplingParams(temperature=0.0, max_tokens=output_tokens, ignore_eos=True, detokenize=False)
+        final = None
+        async for output in llm.generate(tokens_input(prompt), params, f"plain{index}"):
+            final = output
+        assert final is not None
+        return list(final.outputs[0].token_ids)
+
+    outputs = [await run(index, prompt, count) for index, (prompt, count) in enumerate(workload())]
+    await asyncio.to_thread(llm.shutdown)
+    del llm
+    return outputs
+
+
+@pytest.fixture(scope="module")
+async def engine(plain_outputs: list[list[int]], tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[VllmEngine]:
+    engine = VllmEngine(settings(tmp_path_factory.mktemp("engine")))
+    await engine.start()
+    yield engine
+    await engine.stop()
+
+
+async def test_it_profiles_itself_and_keeps_the_profile(engine: VllmEngine) -> None:
+    assert engine.profile.samples >= 30
+    assert engine.r2_heldout > 0.8
+    assert engine.perf_model.segments
+    kept = list((engine._settings.data_dir / "profiles").glob("*.json"))
+    assert len(kept) == 1
+
+
+async def test_outputs_equal_plain_vllm_under_random_load(engine: VllmEngine, plain_outputs: list[list[int]]) -> None:
+    rng = random.Random(11)
+
+    async def run(index: int, prompt: list[int], output_tokens: int, delay_s: float) -> list[int]:
+        await asyncio.sleep(delay_s)  # arrivals spread over the run
+        tokens: list[int] = []
+        async for output in engine.generate(submission(index, prompt, output_tokens, promised=index % 3 > 0)):
+            tokens += output.token_ids
+            last = output
+        assert last.end is EngineEnd.LENGTH
+        return tokens
+
+    runs = [run(i, prompt, count, rng.uniform(0, 2)) for i, (prompt, count) in enumerate(workload())]
+    assert await asyncio.gather(*runs) == plain_outputs
+
+
+async def test_all_blocks_come_back(engine: VllmEngine) -> None:
+    engine.request_snapshot()
+    async with asyncio.timeout(30):
+        async for report in engine.reports():
+            if report.full:
+                break
+    assert report.requests == ()
+    assert report.free_blocks == engine.info.total_blocks
