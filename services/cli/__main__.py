@@ -2,8 +2,10 @@
 
 import typer
 
+from services.cli.explain import explain
 from services.cli.perf import perf
 from services.cli.queues import queues
+from services.cli.quote import quote
 from services.cli.replicas import replicas
 from services.cli.submit import submit
 from services.cli.trace import trace
@@ -15,7 +17,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (submit, queues, replicas, trace, perf):
+for command in (submit, quote, explain, queues, replicas, trace, perf):
     app.command()(command)
 
 if __name__ == "__main__":

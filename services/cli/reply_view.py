@@ -1,18 +1,25 @@
 """A verdict as one line and a finished request as a table of promised against delivered."""
 
+from collections.abc import Sequence
+
 from rich.table import Table
 from rich.text import Text
 
-from services.client import Finished, Verdict
+from services.client import Finished, StageReport, Verdict
 
-__all__ = ["finish_line", "stage_table", "verdict_line"]
+__all__ = ["finish_line", "stage_table", "verdict_line", "verdict_word"]
 
 _STYLES = {"PENDING": "cyan", "ADMITTED": "bold green", "BEST_EFFORT": "bold yellow"}
 
 
+def verdict_word(verdict: Verdict) -> Text:
+    """The kind of a verdict, coloured."""
+    return Text(verdict.kind.replace("_", " "), style=_STYLES.get(verdict.kind, "bold red"))
+
+
 def verdict_line(verdict: Verdict) -> Text:
     """What was promised, or why nothing was."""
-    line = Text.assemble((verdict.kind.replace("_", " "), _STYLES.get(verdict.kind, "bold red")))
+    line = Text.assemble(verdict_word(verdict))
     if verdict.kind == "ADMITTED":
         line.append(f" on {verdict.replica_id}, tier {verdict.tier}: ")
         line.append(f"TTFT {verdict.predicted_ttft_ms:.0f} of {verdict.ttft_slo_ms:.0f} ms, ")
@@ -28,14 +35,14 @@ def _against(value_ms: float, slo_ms: float) -> Text:
     return Text.assemble((f"{value_ms:.1f}", "green" if value_ms <= slo_ms else "red"), f" of {slo_ms:.0f}")
 
 
-def stage_table(finished: Finished) -> Table:
+def stage_table(stages: Sequence[StageReport]) -> Table:
     """One line per stage: delivered of promised."""
     table = Table(box=None, header_style="dim")
     table.add_column("stage")
     for header in ("tokens", "TTFT ms", "TPOT ms"):
         table.add_column(header, justify="right")
     table.add_column("SLO")
-    for stage in finished.stages:
+    for stage in stages:
         table.add_row(
             stage.kind,
             str(stage.output_tokens),

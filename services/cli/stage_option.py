@@ -1,10 +1,13 @@
 """`--stage ANSWER:ttft=800,tpot=60,max=128`: one stage with an SLO of the caller's own."""
 
+from collections.abc import Sequence
 from typing import Final, Literal, cast
+
+import typer
 
 from services.client import Stage
 
-__all__ = ["StageOptionError", "parse_stage"]
+__all__ = ["StageOptionError", "parse_stage", "parse_stages"]
 
 _KINDS: Final = ("THINK", "TOOL_CALL", "ANSWER")
 _NAMES: Final = ("ttft", "slowdown", "tpot", "max")
@@ -39,6 +42,14 @@ def parse_stage(text: str) -> Stage:
         ttft_slowdown=values.get("slowdown"),
         max_tokens=_count(text, values.get("max", 0.0)),
     )
+
+
+def parse_stages(texts: Sequence[str] | None) -> list[Stage]:
+    """The stages of a command line, in order; typer.BadParameter where one cannot be read."""
+    try:
+        return [parse_stage(text) for text in texts or ()]
+    except StageOptionError as error:
+        raise typer.BadParameter(str(error), param_hint="--stage") from None
 
 
 def _count(text: str, value: float) -> int:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from services.cli.asynchronous import CommandError, run_async
 from services.cli.reply_view import finish_line, stage_table, verdict_line
-from services.cli.stage_option import StageOptionError, parse_stage
+from services.cli.stage_option import parse_stages
 from services.cli.target import AdmissionOption, DataDirOption, KeyOption, find_target
 from services.client import (
     Event,
@@ -61,10 +61,7 @@ async def submit(
 
     Exit status: 0 answered, 1 failed, 3 rejected for now (try again later), 4 an SLO was missed (with --strict).
     """
-    try:
-        stages = [parse_stage(text) for text in stage or ()]
-    except StageOptionError as error:
-        raise typer.BadParameter(str(error), param_hint="--stage") from None
+    stages = parse_stages(stage)
     if not application and not stages:
         application = "chatbot"
     options: GenerateOptions = {
@@ -86,6 +83,11 @@ async def submit(
         raise typer.Exit(EXIT_SLO_MISSED)
 
 
+def _printable(text: str) -> str:
+    """A model's text fit for a terminal: no control characters, which could do anything to it."""
+    return "".join(char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
 async def _show(events: AsyncIterator[Event]) -> Finished:
     """Print the answer as it comes; its last event."""
     notes = Console(stderr=True, highlight=False)
@@ -97,12 +99,12 @@ async def _show(events: AsyncIterator[Event]) -> Finished:
                 notes.print()
                 notes.print(verdict_line(event.verdict), event.reason)
             case Tokens():
-                sys.stdout.write(event.text)
+                sys.stdout.write(_printable(event.text) if sys.stdout.isatty() else event.text)
                 sys.stdout.flush()
             case Finished():
                 sys.stdout.write("\n")
                 sys.stdout.flush()
-                notes.print(stage_table(event))
+                notes.print(stage_table(event.stages))
                 notes.print(finish_line(event))
                 return event
             case StageEnd():
