@@ -33,7 +33,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup protos run test check format lock clean distclean
+.PHONY: help setup protos run test golden check format lock clean distclean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -99,6 +99,10 @@ run: setup ## Redis, all services and one worker; sample traffic, a table, then 
 
 test: setup $(NODE_MODULES) ## everything that needs no GPU, on real Redis and real vLLM
 	@$(PY) -m pytest $(T) $(PYTEST_ARGS)
+
+golden: setup ## write the golden plans of tests/core anew, for review
+	@SLOS_GOLDEN=rewrite $(PY) -m pytest tests/core/test_golden_plans.py
+	@git --no-pager diff --stat -- tests/core/golden
 
 check: setup ## formatting, lint, strict types, import rules; runs all four, then says which failed
 	@failed=(); \
