@@ -11,7 +11,7 @@ import typer
 from huggingface_hub import hf_hub_download
 from rich.console import Console
 
-from bench.demo_guide import render_guide
+from bench.demo_guide import print_guide
 from bench.demo_live import LiveDisplay
 from bench.demo_outcome import Outcome, Progress, summarise
 from bench.demo_start import StartDisplay
@@ -33,6 +33,7 @@ __all__ = ["main"]
 
 _CPU_LENGTH_DIVISOR = 4.0
 _MAX_ERRORS_SHOWN = 5
+_EXIT_INTERRUPTED = 130
 
 
 def main(
@@ -65,9 +66,9 @@ def main(
     except (ServiceFailedError, PortInUseError, DataDirInUseError, EmbeddedRedisError) as error:
         console.print(str(error), style="red", markup=False)
         raise typer.Exit(1) from None
-    except KeyboardInterrupt:
+    except asyncio.CancelledError:
         console.print("stopped")
-        raise typer.Exit(130 if once else 0) from None
+        raise typer.Exit(_EXIT_INTERRUPTED if once else 0) from None
     if once and not answered:
         raise typer.Exit(1)
 
@@ -77,7 +78,8 @@ async def _run(console: Console, spec: StackSpec, workload: DemoWorkload, *, onc
     began_s = time.monotonic()
     task = asyncio.current_task()
     assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a second one cuts the draining short
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     display = StartDisplay(console, spec.data_dir / "logs")
     stack = LocalStack(spec, display.on_event)
     _headline(console, spec)
@@ -88,9 +90,12 @@ async def _run(console: Console, spec: StackSpec, workload: DemoWorkload, *, onc
         outcomes = await _traffic(console, stack, workload)
         await _show_trace(console, spec, outcomes)
         if not once:
-            console.print(render_guide(stack.admission_address, spec.data_dir))
+            print_guide(console, stack.admission_address, spec.data_dir)
             console.print("\nserving on [bold]" + stack.admission_address + "[/]; Ctrl-C stops", style="green")
             raise ServiceFailedError(await stack.wait_for_failure())
+    except asyncio.CancelledError:
+        console.print("\nstopping: open requests may finish; Ctrl-C again cuts that short")
+        raise
     finally:
         await stack.__aexit__(None, None, None)
     return all(outcome.progress is Progress.ANSWERED for outcome in outcomes)

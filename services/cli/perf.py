@@ -24,7 +24,7 @@ def perf_view(replica: router_pb2.Replica) -> Group:
     """Coefficients, quality of the fit, and what they mean for some batch sizes."""
     wire = replica.perf_model
     title = Text.assemble((replica.replica_id, "bold"), f"  {replica.engine}, {Path(replica.model).name}")
-    title.append(f"   R2 {wire.r2:.4f}" if wire.r2 else "   R2 - (a published preset, not a fit)")
+    title.append(f"   R2 {wire.r2:.4f}" if wire.r2 else "   a published preset, corrected on line")
     title.append(f", safety margin {wire.margin_s * 1000:.2f} ms")
     segments = Table(box=None, header_style="dim")
     for header in ("segment", "us/token", "ns/context token", "us/request", "us/draft step", "base ms"):
@@ -42,7 +42,7 @@ def perf_view(replica: router_pb2.Replica) -> Group:
     predicted = "   ".join(
         f"{tokens}: {model.seconds(BatchShape(tokens, requests=1)) * 1000:.1f}" for tokens in _BATCHES
     )
-    return Group(title, segments, Text(f"predicted ms of a batch of n prefill tokens   {predicted}", style="dim"))
+    return Group(title, segments, Text(f"batch of n prefill tokens, ms   {predicted}", style="dim"))
 
 
 @run_async

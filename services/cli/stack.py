@@ -187,6 +187,8 @@ class LocalStack:
             for process in self._processes.values():
                 with contextlib.suppress(asyncio.CancelledError):
                     await process.kill()
+            if self._redis is not None:
+                self._redis.stop()  # does nothing the second time
             remove_run_file(self.spec.data_dir)
             self._lock.__exit__(None, None, None)
 
