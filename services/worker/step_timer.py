@@ -30,7 +30,7 @@ class StepTimer:
     def __init__(self, model: PerfModel | None) -> None:
         self._base = model
         self.model = model
-        self._correction = OnlineCorrection()
+        self._correction = OnlineCorrection(margin_s=model.margin_s if model is not None else 0.0)
         self._in_flight: deque[_InFlight] = deque()
         self._completed_s = float("-inf")
         self._busy = False
@@ -42,7 +42,7 @@ class StepTimer:
     def set_model(self, model: PerfModel) -> None:
         """Plan with `model` from now on, uncorrected."""
         self._base = self.model = model
-        self._correction = OnlineCorrection()
+        self._correction = OnlineCorrection(margin_s=model.margin_s)
         self._published_scale = 1.0
         self._changed = True
 

@@ -2,6 +2,9 @@
 
 import asyncio
 import multiprocessing
+import os
+import select
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -19,6 +22,22 @@ from services.worker.vllm_engine import VllmEngine
 MODEL = str(Path(__file__).parents[3] / "models" / "tiny")
 VOCABULARY = 4096
 TIMEOUT_S = 60.0
+
+ENGINE_HOLDER = """
+import asyncio, multiprocessing, sys
+from pathlib import Path
+from services.worker.engine_settings import EngineSettings
+from services.worker.vllm_engine import VllmEngine
+
+async def hold():
+    engine = VllmEngine(EngineSettings(engine="emulated", model=sys.argv[1], data_dir=Path(sys.argv[2])))
+    await engine.start()
+    print(*(process.pid for process in multiprocessing.active_children()), flush=True)
+    await asyncio.Event().wait()
+
+if __name__ == "__main__":
+    asyncio.run(hold())
+"""
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -68,6 +87,15 @@ async def collect(engine: VllmEngine, request: Submission) -> list[EngineOutput]
 
 def ids_of(outputs: list[EngineOutput]) -> list[int]:
     return [token for output in outputs for token in output.token_ids]
+
+
+def wait_gone(pid: int) -> bool:
+    """Whether the process ended within the timeout."""
+    descriptor = os.pidfd_open(pid)
+    try:
+        return bool(select.select([descriptor], [], [], TIMEOUT_S)[0])
+    finally:
+        os.close(descriptor)
 
 
 class Reports:
@@ -234,6 +262,19 @@ async def test_promises_are_kept_in_real_time(engine: VllmEngine) -> None:
     missed = sum(await asyncio.gather(*(late(index) for index in range(60))))
     await background
     assert missed <= 6
+
+
+async def test_a_killed_worker_leaves_no_engine_behind(tmp_path: Path) -> None:
+    worker = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", ENGINE_HOLDER, MODEL, str(tmp_path), stdout=asyncio.subprocess.PIPE
+    )
+    assert worker.stdout is not None
+    async with asyncio.timeout(TIMEOUT_S):
+        pids = [int(pid) for pid in (await worker.stdout.readline()).split()]
+    assert pids
+    ends = [asyncio.to_thread(wait_gone, pid) for pid in pids]
+    worker.kill()
+    assert await asyncio.gather(*ends) == [True] * len(pids)
 
 
 async def test_a_dead_engine_ends_every_iterator(engine: VllmEngine) -> None:

@@ -79,7 +79,6 @@ async def plain_outputs() -> list[list[int]]:
 
     outputs = [await run(index, prompt, count) for index, (prompt, count) in enumerate(workload())]
     await asyncio.to_thread(llm.shutdown)
-    del llm
     return outputs
 
 

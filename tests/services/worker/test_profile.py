@@ -1,0 +1,64 @@
+"""Probes, what is kept of them, and fitted profiles on disk."""
+
+import json
+import random
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from services.core.fit import Sample
+from services.core.perf_model import BatchShape, PerfModel, Segment
+from services.worker.engine_api import EngineInfo
+from services.worker.profile import probes, repeated, warm_up_probes
+from services.worker.profile_store import ProfileKey, ReplicaProfile, load_profile, model_fingerprint, save_profile
+
+INFO = EngineInfo("m", 2048, 1000, 16, 32, False)
+KEY = ProfileKey("m", "cpu", "0.32.0", "float32", 1, 16, 1024)
+PROFILE = ReplicaProfile(PerfModel((Segment(1e-4, 1e-7, 1e-5, 0.0, 2e-3),), 0.001, 0.97), 0.97, 250)
+
+
+def test_probes_fit_the_engine() -> None:
+    for probe in [*warm_up_probes(INFO, 1024), *islice(probes(INFO, 1024, random.Random(1)), 300)]:
+        assert 1 <= probe.requests <= 32
+        assert 1 <= probe.prompt_tokens <= 2048 - probe.steps
+        assert 1 <= probe.budget <= 1024
+
+
+def test_probes_reach_the_corners() -> None:
+    sample = list(islice(probes(INFO, 1024, random.Random(1)), 300))
+    assert min(probe.budget for probe in sample) < 32
+    assert max(probe.budget for probe in sample) > 900
+    assert {probe.requests for probe in sample} >= {1, 32}
+
+
+def test_a_shape_counts_once_with_its_fastest_run() -> None:
+    shape, seldom = BatchShape(10, 0, 1), BatchShape(11, 0, 1)
+    samples = [Sample(shape, 0.5), Sample(shape, 0.1), Sample(seldom, 0.1), Sample(shape, 0.2)]
+    assert repeated(samples) == [Sample(shape, 0.1)]
+
+
+def test_a_profile_comes_back_as_it_was_kept(tmp_path: Path) -> None:
+    assert load_profile(KEY, tmp_path) is None
+    save_profile(KEY, PROFILE, tmp_path)
+    kept = load_profile(KEY, tmp_path)
+    assert kept == ReplicaProfile(PROFILE.model, 0.97, 250, cached=True)
+
+
+def test_another_replica_has_another_profile(tmp_path: Path) -> None:
+    save_profile(KEY, PROFILE, tmp_path)
+    assert load_profile(ProfileKey("m", "cpu", "0.32.0", "bfloat16", 1, 16, 1024), tmp_path) is None
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", json.dumps({"format": 0})])
+def test_a_spoiled_file_means_measuring_again(tmp_path: Path, text: str) -> None:
+    save_profile(KEY, PROFILE, tmp_path).write_text(text, encoding="utf-8")
+    assert load_profile(KEY, tmp_path) is None
+
+
+def test_a_changed_configuration_is_another_model(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    before = model_fingerprint(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"a": 1}', encoding="utf-8")
+    assert model_fingerprint(str(tmp_path)) != before
+    assert model_fingerprint("org/model") == "org/model"

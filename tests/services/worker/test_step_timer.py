@@ -1,0 +1,76 @@
+"""Batch times: in flight, observed, and what they do to the model."""
+
+import pytest
+
+from services.core.perf_model import BatchShape, PerfModel, Segment
+from services.worker.step_timer import StepTimer
+
+MODEL = PerfModel((Segment(1e-4, b=0.01),), margin_s=0.002)
+
+
+def test_batches_in_flight_queue_up_on_the_device() -> None:
+    timer = StepTimer(MODEL)
+    shape = BatchShape(100)
+    assert timer.started(1.0, shape) == pytest.approx(1.02)
+    assert timer.started(1.001, shape) == pytest.approx(1.04)
+    timer.completed(1.03)
+    assert timer.free_at_s == pytest.approx(1.05)
+
+
+def test_a_batch_on_an_idle_engine_counts_from_its_start() -> None:
+    timer = StepTimer(MODEL)
+    timer.started(5.0, BatchShape(10))
+    timer.completed(5.5)
+    assert timer.take_observed() == ((10, 0, 0, 0, 0.5),)
+    assert timer.take_observed() == ()
+
+
+def test_a_batch_that_follows_another_counts_from_its_completion() -> None:
+    timer = StepTimer(MODEL)
+    timer.started(5.0, BatchShape(10))
+    timer.completed(5.5)
+    timer.set_busy(True)
+    timer.started(5.6, BatchShape(20))
+    timer.completed(6.0)
+    assert [row[4] for row in timer.take_observed()] == [0.5, 0.5]
+
+
+def test_empty_batches_are_not_observed() -> None:
+    timer = StepTimer(MODEL)
+    timer.started(5.0, None)
+    timer.completed(5.001)
+    assert timer.take_observed() == ()
+
+
+def test_a_slower_machine_is_learnt_and_published() -> None:
+    timer = StepTimer(MODEL)
+    shape, now_s = BatchShape(100), 0.0
+    for _ in range(64):
+        timer.started(now_s, shape)
+        now_s += 0.03
+        timer.completed(now_s)
+        timer.set_busy(True)
+    assert timer.model is not None
+    assert timer.model.seconds(shape) == pytest.approx(0.03, rel=0.05)
+    assert timer.take_model() == timer.model
+    assert timer.take_model() is None
+
+
+def test_the_fitted_margin_holds_until_observations_say_otherwise() -> None:
+    timer = StepTimer(MODEL)
+    for step in range(16):
+        timer.started(step * 0.02, BatchShape(100))
+        timer.completed((step + 1) * 0.02)
+        timer.set_busy(True)
+    assert timer.model is not None
+    assert timer.model.margin_s == pytest.approx(0.002, rel=0.2)
+
+
+def test_without_a_model_batches_are_only_observed() -> None:
+    timer = StepTimer(None)
+    timer.started(0.0, BatchShape(5))
+    timer.completed(0.1)
+    assert timer.model is None
+    assert len(timer.take_observed()) == 1
+    timer.set_model(MODEL)
+    assert timer.model == MODEL
