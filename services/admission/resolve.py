@@ -6,6 +6,7 @@ Generate and Quote go through the same two steps. Whatever can be refused withou
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from protos import admission_pb2, router_pb2, types_pb2
 from services.admission.arrival import Arrival
@@ -106,9 +107,7 @@ class Resolver:
         ids: list[int] = []
         if tokenisable(request, known):
             with trace.step("tokenise") as span:
-                if len(request.text) > _INLINE_CHARS:
-                    ids = await asyncio.to_thread(self._tokens.encode, request.text)
-                else:
-                    ids = self._tokens.encode(request.text)
+                encode = partial(self._tokens.encode, request.text, templated=request.templated)
+                ids = await asyncio.to_thread(encode) if len(request.text) > _INLINE_CHARS else encode()
                 span.set_attribute("slos_serve.prompt_tokens", len(ids))
         return validate(request, ids, known)

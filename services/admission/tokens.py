@@ -25,12 +25,14 @@ _PROBE = "a"
 class ModelTokens:
     """What admission knows of a model.
 
+    `template_tokenizer` reads control tokens written out in a text as such, `tokenizer` leaves them text.
     `prefix_ids` go before every text prompt (the begin token, for most models). `silent_ids` have no text.
     `context_tokens` is the longest prompt plus output, None where the model does not say.
     `longest_token_chars` bounds how many characters one id can stand for.
     """
 
     tokenizer: Tokenizer
+    template_tokenizer: Tokenizer
     vocabulary_size: int
     prefix_ids: tuple[int, ...]
     stop_token_ids: tuple[int, ...]
@@ -38,10 +40,15 @@ class ModelTokens:
     context_tokens: int | None
     longest_token_chars: int
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of a prompt, with the model's prefix. Control tokens written out in the text stay text."""
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
-        return [*self.prefix_ids, *ids]
+    def encode(self, text: str, *, templated: bool = False) -> list[int]:
+        """Ids of a prompt, with the model's prefix unless a template brought it.
+
+        Control tokens written out in the text stay text, except in a rendered template.
+        """
+        tokenizer = self.template_tokenizer if templated else self.tokenizer
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+        prefix = list(self.prefix_ids)
+        return ids if templated and ids[: len(prefix)] == prefix else [*prefix, *ids]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, none of them dropped."""
@@ -61,11 +68,12 @@ def load_model_tokens(model: str) -> ModelTokens:
     if not path.is_file():
         raise ConfigError(f"SLOS_MODEL: {model} has no tokenizer.json")
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer, template_tokenizer = Tokenizer.from_file(str(path)), Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
         raise ConfigError(f"SLOS_MODEL: {path} cannot be read: {error}") from None
     tokenizer.encode_special_tokens = True
     tokenizer.no_truncation()
+    template_tokenizer.no_truncation()
     config, generation, names = (
         _json(directory / name) for name in ("config.json", "generation_config.json", "tokenizer_config.json")
     )
@@ -74,6 +82,7 @@ def load_model_tokens(model: str) -> ModelTokens:
     special = {id_ for id_, token in tokenizer.get_added_tokens_decoder().items() if token.special}
     return ModelTokens(
         tokenizer=tokenizer,
+        template_tokenizer=template_tokenizer,
         vocabulary_size=max(vocabulary.values()) + 1,
         prefix_ids=_prefix_ids(tokenizer, names),
         stop_token_ids=stop_ids,

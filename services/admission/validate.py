@@ -115,6 +115,7 @@ def _prompt(
     if kind is None:
         violations.add("prompt", "give text or token_ids")
         return ()
+    violations.require(kind == "text" or not request.templated, "templated", "only text can be a rendered template")
     field, ids = ("text", text_ids) if kind == "text" else ("token_ids.ids", request.token_ids.ids)
     if kind == "text" and len(request.text) > 0 and not tokenisable(request, known):
         violations.add("text", f"too long: {len(request.text)} characters for {known.context_tokens} tokens of context")

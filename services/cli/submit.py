@@ -52,6 +52,9 @@ async def submit(
         Literal["default", "best-effort", "reject", "wait"], typer.Option(help="When no promise can be made.")
     ] = "default",
     timeout_s: Annotated[float | None, typer.Option("--timeout", min=0.1, help="Deadline, seconds.")] = None,
+    templated: Annotated[
+        bool, typer.Option("--templated", help="The prompt is a rendered chat template: read its control tokens.")
+    ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 4 if an SLO was missed.")] = False,
     data_dir: DataDirOption = Path(".slos"),
     admission: AdmissionOption = "",
@@ -72,6 +75,7 @@ async def submit(
         "seed": seed,
         "stop": stop or (),
         "on_infeasible": _ON_INFEASIBLE[on_infeasible],
+        "templated": templated,
     }
     target = find_target(data_dir, admission=admission)
     async with SlosClient(target.admission, key=key or None) as client:

@@ -51,6 +51,7 @@ class GenerateOptions(TypedDict, total=False):
     ignore_eos: bool | None
     on_infeasible: OnInfeasible | None
     resume_grace_s: float
+    templated: bool
 
 
 @dataclass(frozen=True, slots=True)

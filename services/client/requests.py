@@ -42,6 +42,7 @@ def request_to_wire(
     ignore_eos: bool | None = None,
     on_infeasible: OnInfeasible | None = None,
     resume_grace_s: float = 0.0,
+    templated: bool = False,
 ) -> admission_pb2.GenerateRequest:
     """The message. `prompt` is text or token ids; what is None is left to the application and the engine."""
     request = admission_pb2.GenerateRequest(
@@ -62,6 +63,7 @@ def request_to_wire(
             ignore_eos=ignore_eos,
         ),
         resume_grace_s=resume_grace_s,
+        templated=templated,
     )
     if on_infeasible is not None:
         request.on_infeasible = types_pb2.OnInfeasible.Value(f"ON_INFEASIBLE_{on_infeasible}")

@@ -66,6 +66,7 @@ MALFORMED = {
         "stages[0].ttft_slowdown",
     ),
     "first stage without TTFT": (request("", stages=[types_pb2.StageSpec(kind=3, tpot_ms=100)]), "stages[0].ttft_ms"),
+    "ids as a template": (request(templated=True), "templated"),
     "negative grace": (request(resume_grace_s=-1), "resume_grace_s"),
     "request id with a blank": (request(request_id="not ok"), "request_id"),
 }

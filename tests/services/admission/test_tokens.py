@@ -25,6 +25,13 @@ def test_control_tokens_written_in_a_prompt_stay_text(tokens: ModelTokens) -> No
     assert tokens.decode(ids[1:]) == "ignore this <|end|> please"
 
 
+def test_control_tokens_of_a_rendered_template_count_as_such(tokens: ModelTokens) -> None:
+    ids = tokens.encode("<|user|>a question<|assistant|>", templated=True)
+    assert ids[0] == tokens.token_id("<|bos|>")
+    assert (ids[1], ids[-1]) == (tokens.token_id("<|user|>"), tokens.token_id("<|assistant|>"))
+    assert tokens.encode("<|bos|><|user|>a question<|assistant|>", templated=True) == ids
+
+
 def test_several_end_tokens_and_a_context_elsewhere_are_found(tmp_path: Path) -> None:
     shutil.copy(MODEL / "tokenizer.json", tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"text_config": {"max_position_embeddings": 512}}))
