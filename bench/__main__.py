@@ -9,6 +9,7 @@ import typer
 
 COMMANDS: Final = {
     "capacity": "the highest load each system carries, in virtual time around vLLM's scheduler",
+    "bound": "the hindsight bound of every scenario, a linear program",
     "demo": "start everything, send recorded traffic, show promised against delivered",
     "overhead": "what the services add to a bare engine",
     "plan": "how long decisions and batch formation take",

@@ -118,6 +118,7 @@ def _measure(
             f"[{len(capacity.points)} points, {wall_s:.0f} s]",
             markup=False,
             highlight=False,
+            soft_wrap=True,
         )
         yield row
 
