@@ -19,8 +19,8 @@ from services.core.presets import Preset, UnknownPresetError, preset
 __all__ = ["BoundRow", "find_bound", "main"]
 
 _CLOSE = 0.002
-_MOST_SOLVES = 8
-_STEP = 1.4
+_MOST_SOLVES = 12
+_STEP = 1.5
 
 
 @dataclass(frozen=True, slots=True)
