@@ -1,4 +1,4 @@
-"""`python -m bench plan`: how long decisions take.
+"""`python -m bench plan`: how long decisions take, and how good they are.
 
 Times `admission.decide` (building arrays, solving, answers with their constraints) and `form_batch` on one replica of
 `opt-6.7b-a100`, over running requests, candidates, tiers and memory. Every measurement is a fresh random replica with
@@ -25,6 +25,7 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
+from bench.plan_quality import Quality, measure_quality
 from services.core.admission import Policy, decide
 from services.core.batch import form_batch
 from services.core.columns import columns_of
@@ -64,6 +65,7 @@ def main(
     out: Annotated[Path, typer.Option(help="folder of the JSON and Markdown results")] = Path("bench/results"),
     policy: Annotated[list[Policy] | None, typer.Option(help="policies to time (default: mh and greedy)")] = None,
     repeats: Annotated[int, typer.Option(help="random replicas per cell")] = 200,
+    small: Annotated[int, typer.Option(help="small replicas to compare with brute force; 0: none")] = 1000,
     seed: Annotated[int, typer.Option(help="seed of the random replicas")] = 1,
 ) -> None:
     """Time decisions over running requests, candidates, tiers and memory."""
@@ -78,7 +80,10 @@ def main(
     for running in _RUNNING[1:]:
         rows.append(_time_batches(running, repeats, seed))
         typer.echo(_line(rows[-1]))
-    _store(out, rows, repeats, seed)
+    qualities = [measure_quality(small, seed, weighted=weighted) for weighted in (False, True)] if small else []
+    for quality in qualities:
+        typer.echo(_quality_line(quality))
+    _store(out, rows, qualities, repeats, seed)
 
 
 def _cells() -> Iterator[tuple[int, int, int, str]]:
@@ -193,11 +198,23 @@ def _bar(row: Row) -> str:
     return f"  bar: p99 {bar_ms:g} ms, {'met' if row.cpu_p99_ms < bar_ms else 'MISSED'}"
 
 
-def _store(out: Path, rows: Sequence[Row], repeats: int, seed: int) -> None:
+def _quality_line(quality: Quality) -> str:
+    kept = ", ".join(f"{name} {share:.1%}" for name, share in quality.kept.items() if name != "best")
+    return (
+        f"weights {quality.weights}: of the best possible kept by {kept}; {quality.conflicts} of {quality.instances} "
+        f"replicas in conflict, greedy beats plain mh on {quality.greedy_beats_plain_mh}"
+    )
+
+
+def _store(out: Path, rows: Sequence[Row], qualities: Sequence[Quality], repeats: int, seed: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     versions = {"python": platform.python_version(), "numpy": np.__version__, "numba": numba.__version__}
     settings = {"preset": _PRESET, "repeats": repeats, "seed": seed, "machine": platform.machine(), **versions}
-    result = {"settings": settings, "rows": [asdict(row) for row in rows]}
+    result = {
+        "settings": settings,
+        "rows": [asdict(row) for row in rows],
+        "quality": [asdict(quality) for quality in qualities],
+    }
     (out / "plan.json").write_text(json.dumps(result, indent=1) + "\n")
     head = (
         "what",
@@ -224,5 +241,6 @@ def _store(out: Path, rows: Sequence[Row], repeats: int, seed: int) -> None:
         cells = (r.what, r.policy, r.running, r.candidates, r.tiers, r.memory, *times)
         bar = _bar(r).removeprefix("  bar: ")
         lines.append("| " + " | ".join(map(str, cells)) + f" | {r.kept:.0%} | {bar} |")
+    lines += ["", "## Of the best possible", "", *(f"- {_quality_line(quality)}" for quality in qualities)]
     (out / "plan.md").write_text("\n".join(lines) + "\n")
     typer.echo(f"stored {out / 'plan.json'} and {out / 'plan.md'}")

@@ -14,10 +14,11 @@ from types import MappingProxyType
 import numpy as np
 
 from services.core import solver
-from services.core.columns import columns_of
+from services.core.columns import DecoderColumns, columns_of
 from services.core.compiled import seconds
 from services.core.constraint import Constraint
 from services.core.dp_solver import solve_exactly
+from services.core.drafts import with_draft_lengths
 from services.core.explain import constraint_of
 from services.core.problem import Problem, problem_of, with_spend
 from services.core.simulate import IN_TIME
@@ -59,7 +60,8 @@ class Decisions:
 
     `cap_s` and `early_spend` are the duration cap and the early spending that plan needs; `form_batch` finds them by
     itself. `base_feasible` is False where the promised requests alone already miss something: nothing is admitted then
-    that would delay them further. `kept_weight` is the total weight of what was kept.
+    that would delay them further. `kept_weight` is the total weight of what was kept. `verify_tokens` are the
+    draft lengths per tier that the plan counts on: the settings', or chosen where only acceptance rates are given.
     """
 
     decisions: tuple[Decision, ...]
@@ -67,6 +69,7 @@ class Decisions:
     base_feasible: bool = True
     early_spend: float = 0.0
     kept_weight: int = 0
+    verify_tokens: tuple[int, ...] = ()
 
     @property
     def by_id(self) -> Mapping[str, Decision]:
@@ -88,6 +91,12 @@ class Plan:
     asked: Sequence[int]
     problem: Problem
     solution: solver.Solution
+    verify_tokens: tuple[int, ...] = ()
+
+    @property
+    def rank(self) -> tuple[bool, int]:
+        """What makes one plan better than another: no promise missed, then the weight kept."""
+        return bool(self.solution.base_feasible), int(self.solution.weight)
 
     def row(self, request_id: str) -> int:
         """Row of a request; ValueError if it is not part of the plan."""
@@ -110,35 +119,56 @@ def decide(
         plan.solution.base_feasible,
         plan.problem.limits.early_spend,
         plan.solution.weight,
+        plan.verify_tokens,
     )
 
 
 def plan_for(view: ReplicaView, candidates: Sequence[Prefill], policy: Policy, settings: PlanSettings) -> Plan:
-    """Solve without early spending, and again with it where that is allowed and not everything fits."""
+    """Solve; where draft lengths are to be chosen, for everything asked and again for what that kept."""
     asked = [p for p in (*view.prefills, *candidates) if p.tier >= 0 and not p.promised]
     held = [p for p in view.prefills if p.tier >= 0 and p.promised]
     items = sorted([*held, *asked], key=lambda p: p.deadline_s)
+    columns = columns_of(view.decoders)
+    drafting = with_draft_lengths(settings, view.model, columns, items)
+    plan = _solved(view, columns, items, asked, policy, drafting)
+    kept = [item for item, standing in zip(items, plan.solution.standing.tolist(), strict=True) if standing]
+    if drafting is not settings and len(kept) < len(items):
+        fewer = with_draft_lengths(settings, view.model, columns, kept)
+        if fewer.verify_tokens != drafting.verify_tokens:
+            again = _solved(view, columns, items, asked, policy, fewer)
+            plan = again if again.rank > plan.rank else plan
+    return plan
+
+
+def _solved(
+    view: ReplicaView,
+    columns: DecoderColumns,
+    items: Sequence[Prefill],
+    asked: Sequence[Prefill],
+    policy: Policy,
+    settings: PlanSettings,
+) -> Plan:
+    """Solve without early spending, and again with it where that is allowed and not everything fits."""
     rows = {item.id: row for row, item in enumerate(items)}
     order = [rows[p.id] for p in asked]
-    columns = columns_of(view.decoders)
+    caps_s, arrived = np.array(settings.caps_s), np.array(order, np.int64)
 
-    def solve(trial: Problem) -> solver.Solution:
-        caps_s, arrived = np.array(settings.caps_s), np.array(order, np.int64)
+    def solve(problem: Problem) -> Plan:
         if policy is Policy.DP:
             acceptance = np.array(settings.acceptance, np.float64)
-            return solve_exactly(trial, caps_s, arrived, settings.hopeless_margin_s, acceptance, MAX_VERIFY_TOKENS)
-        code = solver.MH if policy is Policy.MH else solver.GREEDY
-        return solver.solve(trial, code, caps_s, arrived, settings.hopeless_margin_s)
+            margin_s = settings.hopeless_margin_s
+            solution = solve_exactly(problem, caps_s, arrived, margin_s, acceptance, MAX_VERIFY_TOKENS)
+        else:
+            code = solver.MH if policy is Policy.MH else solver.GREEDY
+            solution = solver.solve(problem, code, caps_s, arrived, settings.hopeless_margin_s)
+        return Plan(view, items, order, problem, solution, settings.verify_tokens)
 
-    problem = problem_of(view, columns, items, settings, 0.0)
-    solution = solve(problem)
+    plan = solve(problem_of(view, columns, items, settings, 0.0))
     total = sum(item.weight for item in asked)
-    if settings.early_spend > 0 and (solution.weight < total or not solution.base_feasible):
-        spending = with_spend(problem, columns, settings.early_spend)
-        again = solve(spending)
-        if (again.base_feasible, again.weight) > (solution.base_feasible, solution.weight):
-            problem, solution = spending, again
-    return Plan(view, items, order, problem, solution)
+    if settings.early_spend > 0 and plan.rank < (True, total):
+        again = solve(with_spend(plan.problem, columns, settings.early_spend))
+        plan = again if again.rank > plan.rank else plan
+    return plan
 
 
 class _Answers:

@@ -22,7 +22,7 @@ def test_peak_and_excess_equal_a_count_of_every_step(instance: Instance) -> None
     problem = problem_of(instance.view, columns_of(instance.view.decoders), items, instance.settings, 0.0)
     standing = np.full(len(items), IN_TIME, np.int64)
     outcome = simulate(problem, standing, 0.1, np.inf)
-    began, joined = np.maximum(outcome.began, 0), np.maximum(outcome.joined, 0)
+    began, joined = np.maximum(outcome.began, 0), np.maximum(outcome.joined, 1)
     ahead = forecast(problem, standing, began, joined)
 
     peak, excess = 0, -np.inf

@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from services.core.admission import Policy, decide
 from services.core.presets import preset
 from services.core.speculation import AcceptanceEstimator, choose_lengths, expected_tokens
+from services.core.view import Decoder, PlanSettings, Prefill, ReplicaView
 
 MODEL = preset("opt-13b-a100").model
 
@@ -65,3 +67,16 @@ def test_acceptance_is_learned_per_application() -> None:
     assert estimator.rate("coder") == pytest.approx(0.8, abs=0.07)
     assert estimator.rate("chatbot") == pytest.approx(0.4, abs=0.07)
     assert estimator.rate("unknown") == pytest.approx(0.6)
+
+
+def test_decisions_choose_draft_lengths_where_only_acceptance_is_known() -> None:
+    decoders = tuple(Decoder(f"d{i}", i % 2, 0.05 + 0.05 * (i % 2), 0.05 + 0.05 * (i % 2), 200, 100) for i in range(40))
+    view = ReplicaView(0.0, MODEL, decoders, (), 8000, 9000)
+    burst = [Prefill(f"c{i}", 0, 0.6 + 0.05 * i, 0.05, 900, output_tokens=80) for i in range(8)]
+    plain = decide(view, burst, Policy.MH, PlanSettings())
+    drafting = decide(view, burst, Policy.MH, PlanSettings(acceptance=(0.8, 0.8)))
+    assert plain.verify_tokens == ()
+    assert drafting.verify_tokens[0] > drafting.verify_tokens[1] >= 1
+    assert drafting.kept_weight > plain.kept_weight
+    fixed = decide(view, burst, Policy.MH, PlanSettings(acceptance=(0.8, 0.8), verify_tokens=(2, 1)))
+    assert fixed.verify_tokens == (2, 1)
