@@ -39,6 +39,8 @@ def _explain(error: SloServeError, code: grpc.StatusCode) -> typer.Exit:
     text = f"{status}: {error.text}"
     if error.retry_after_ms is not None:
         text += f"\nretry after {error.retry_after_ms:.0f} ms"
+    if "request_id" in error.metadata:  # it was refused a place
+        text += f"\nslosctl explain {error.metadata['request_id']}"
     return fail(text, EXIT_REJECTED if error.reason is Reason.NO_CAPACITY else EXIT_FAILED)
 
 

@@ -26,6 +26,9 @@ async def quote(
         typer.Option(help="A stage with its own SLO, such as ANSWER:ttft=800,tpot=60,max=64 (or slowdown=3). Repeat."),
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens in the answer.")] = 64,
+    templated: Annotated[
+        bool, typer.Option("--templated", help="The prompt is a rendered chat template: read its control tokens.")
+    ] = False,
     timeout_s: Annotated[float | None, typer.Option("--timeout", min=0.1, help="Deadline, seconds.")] = None,
     data_dir: DataDirOption = Path(".slos"),
     admission: AdmissionOption = "",
@@ -40,6 +43,7 @@ async def quote(
         "application": application or ("" if stages else "chatbot"),
         "stages": stages,
         "max_tokens": max_tokens,
+        "templated": templated,
     }
     target = find_target(data_dir, admission=admission)
     async with SlosClient(target.admission, key=key or None) as client:

@@ -38,6 +38,9 @@ class FrontDoor(admission_pb2_grpc.AdmissionServicer):
     async def Explain(self, request: Any, context: Any) -> admission_pb2.ExplainResponse:  # noqa: N802
         return self._say(request)
 
+    async def Generate(self, request: Any, context: Any) -> AsyncIterator[admission_pb2.GenerateEvent]:  # noqa: N802
+        yield self._say(request)
+
     def _say(self, request: Any) -> Any:
         self.asked.append(request)
         if isinstance(self.answer, SloServeError):
@@ -125,6 +128,17 @@ async def test_an_unknown_request_exits_with_1(door: FrontDoor) -> None:
     status, out, errors = await slosctl(door, "explain", "r-1")
     assert (status, out) == (1, "")
     assert "REQUEST_UNKNOWN (NOT_FOUND): no request 'r-1'" in errors
+
+
+async def test_a_refused_submission_says_what_to_ask(door: FrontDoor) -> None:
+    door.answer = SloServeError(Reason.NO_CAPACITY, "full", retry_after_ms=700, metadata={"request_id": "made-up-1"})
+    status, out, errors = await slosctl(door, "submit", "Hello")
+    assert (status, out) == (3, "")
+    assert errors.splitlines() == [
+        "NO_CAPACITY (RESOURCE_EXHAUSTED): full",
+        "retry after 700 ms",
+        "slosctl explain made-up-1",
+    ]
 
 
 async def test_a_stage_that_cannot_be_read_is_named(door: FrontDoor) -> None:
