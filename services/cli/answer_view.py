@@ -34,7 +34,9 @@ def quote_view(quote: Quote, now_us: int) -> RenderableType:
 
 def explanation_view(request_id: str, said: Explanation) -> RenderableType:
     """Its state and verdict, why, what each replica said, and promised against delivered."""
-    head = Text.assemble((request_id, "bold"), f": {said.state}, ", verdict_word(said.verdict))
+    head = Text.assemble((request_id, "bold"), f": {said.state}")
+    if said.verdict.kind != "UNSPECIFIED":  # it is being placed
+        head.append(", ").append_text(verdict_word(said.verdict))
     parts: list[RenderableType] = [head, *(Text(f"- {sentence}") for sentence in said.why)]
     if said.hops:
         parts.append(_hop_table(said.hops))

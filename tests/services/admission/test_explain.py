@@ -1,10 +1,12 @@
 """Explanations: of sessions here, of requests elsewhere, of rejected ones."""
 
+import asyncio
+
 import pytest
 
 from protos import router_pb2, types_pb2
 from services.admission.tokens import ModelTokens
-from services.client import Finished, Reason, SlosClient, SloServeError, Stage, rejected_verdict
+from services.client import Constraint, Finished, Reason, SlosClient, SloServeError, Stage, rejected_verdict
 from services.common.clock import Clock
 from services.common.config import Catalogue, Tenant
 from services.common.request_record import RequestState
@@ -58,6 +60,37 @@ async def test_after_the_end_it_tells_what_was_late_and_where_the_time_went(worl
     assert f"stage 0 (ANSWER): first token after {ttft_ms:.0f} ms" in said.why[1]
     assert "later than its TTFT of 110 ms" in said.why[1]
     assert "into its queue" in said.why[2]
+
+
+async def test_while_it_waits_for_room_the_planners_last_refusals_are_told(world: World) -> None:
+    world.router.hold, world.router.remembered = asyncio.Event(), [hop("w0", FULL)]
+    stream = world.client.generate("Go.", application="chatbot", request_id="e-7", on_infeasible="WAIT")
+    waiting = asyncio.create_task(anext(stream))
+    await soon(lambda: bool(world.router.place_requests))
+    said = await world.client.explain("e-7")
+    assert (said.state, said.verdict.kind, said.why[0]) == (
+        "new",
+        "UNSPECIFIED",
+        "no verdict yet: it has not been placed",
+    )
+    assert [report.verdict.constraint for report in said.hops] == [Constraint("PREFILL_BUDGET", 900, 200, LIMIT.detail)]
+    world.router.hold.set()
+    await waiting
+    assert (await world.client.explain("e-7")).verdict.kind == "ADMITTED"
+    await stream.aclose()
+
+
+async def test_a_failure_of_the_engine_is_told_with_its_reason(world: World) -> None:
+    stream = world.client.generate("Go.", application="chatbot", request_id="e-8", resume_grace_s=30)
+    await anext(stream)
+    await world.placed()
+    outcome = types_pb2.FINISH_REASON_ERROR
+    world.worker.emit("e-8", finish=outcome, error="CUDA is out of memory")
+    with pytest.raises(SloServeError):
+        await anext(stream)
+    said = await world.client.explain("e-8")
+    assert said.state == "failed"
+    assert said.why[-1] == "it failed: request e-8 failed on w0: CUDA is out of memory"
 
 
 async def test_a_kept_promise_says_so(world: World, tokens: ModelTokens) -> None:

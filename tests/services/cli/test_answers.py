@@ -123,6 +123,13 @@ async def test_an_explanation_shows_why_what_each_replica_said_and_what_was_late
     assert "812.0 of 500" in out
 
 
+async def test_a_request_that_is_being_placed_has_no_verdict_yet(door: FrontDoor) -> None:
+    door.answer = admission_pb2.ExplainResponse(state="new", why=["no verdict yet: it has not been placed"])
+    status, out, _ = await slosctl(door, "explain", "r-1")
+    assert status == 0
+    assert [line.strip() for line in out.splitlines()] == ["r-1: new", "- no verdict yet: it has not been placed"]
+
+
 async def test_an_unknown_request_exits_with_1(door: FrontDoor) -> None:
     door.answer = SloServeError(Reason.REQUEST_UNKNOWN, "no request 'r-1'")
     status, out, errors = await slosctl(door, "explain", "r-1")
