@@ -10,8 +10,6 @@ costs; the bars are judged by the p99 of CPU time, and both are stored.
 """
 
 import itertools
-import json
-import platform
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,12 +18,12 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, TypeVar
 
-import numba
 import numpy as np
 import typer
 from numpy.typing import NDArray
 
 from bench.plan_quality import Quality, measure_quality
+from bench.report_files import RESULTS, markdown_table, provenance, write_result
 from services.core.admission import Policy, decide
 from services.core.batch import form_batch
 from services.core.columns import columns_of
@@ -62,7 +60,7 @@ class Row:
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="folder of the JSON and Markdown results")] = Path("bench/results"),
+    out: Annotated[Path, typer.Option(help="folder of the JSON and Markdown results")] = RESULTS,
     policy: Annotated[list[Policy] | None, typer.Option(help="policies to time (default: mh and greedy)")] = None,
     repeats: Annotated[int, typer.Option(help="random replicas per cell")] = 200,
     small: Annotated[int, typer.Option(help="small replicas to compare with brute force; 0: none")] = 1000,
@@ -207,40 +205,27 @@ def _quality_line(quality: Quality) -> str:
 
 
 def _store(out: Path, rows: Sequence[Row], qualities: Sequence[Quality], repeats: int, seed: int) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    versions = {"python": platform.python_version(), "numpy": np.__version__, "numba": numba.__version__}
-    settings = {"preset": _PRESET, "repeats": repeats, "seed": seed, "machine": platform.machine(), **versions}
     result = {
-        "settings": settings,
+        **provenance(preset(_PRESET)),
+        "settings": {"repeats": repeats, "seed": seed},
         "rows": [asdict(row) for row in rows],
         "quality": [asdict(quality) for quality in qualities],
     }
-    (out / "plan.json").write_text(json.dumps(result, indent=1) + "\n")
-    head = (
-        "what",
-        "policy",
-        "running",
-        "candidates",
-        "tiers",
-        "memory",
-        "median ms",
-        "p99 ms",
-        "CPU p99 ms",
-        "kept",
-        "bar",
-    )
-    lines = [
-        "# Decision times",
-        "",
-        "`python -m bench plan`; " + ", ".join(f"{k} {v}" for k, v in settings.items()),
-        "",
+    header = ("what", "policy", "running", "candidates", "tiers", "memory")
+    table = [
+        [r.what, r.policy, str(r.running), str(r.candidates), str(r.tiers), r.memory]
+        + [f"{ms:.3f}" for ms in (r.median_ms, r.p99_ms, r.cpu_p99_ms)]
+        + [f"{r.kept:.0%}", _bar(r).removeprefix("  bar: ")]
+        for r in rows
     ]
-    lines += ["| " + " | ".join(head) + " |", "|---|---|--:|--:|--:|---|--:|--:|--:|--:|---|"]
-    for r in rows:
-        times = (f"{ms:.3f}" for ms in (r.median_ms, r.p99_ms, r.cpu_p99_ms))
-        cells = (r.what, r.policy, r.running, r.candidates, r.tiers, r.memory, *times)
-        bar = _bar(r).removeprefix("  bar: ")
-        lines.append("| " + " | ".join(map(str, cells)) + f" | {r.kept:.0%} | {bar} |")
-    lines += ["", "## Of the best possible", "", *(f"- {_quality_line(quality)}" for quality in qualities)]
-    (out / "plan.md").write_text("\n".join(lines) + "\n")
-    typer.echo(f"stored {out / 'plan.json'} and {out / 'plan.md'}")
+    path = write_result(
+        out,
+        "plan",
+        result,
+        f"# Decision times\n\n`python -m bench plan`, {_PRESET}, {repeats} random replicas per row, seed {seed}. Bars are "
+        "judged by CPU p99.\n\n"
+        + markdown_table((*header, "median ms", "p99 ms", "CPU p99 ms", "kept", "bar"), table)
+        + "\n## Of the best possible\n\n"
+        + "".join(f"- {_quality_line(quality)}\n" for quality in qualities),
+    )
+    typer.echo(f"stored {path} and {path.with_suffix('.md')}")
