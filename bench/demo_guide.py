@@ -14,7 +14,8 @@ from services.client import SlosClient
 
 async def main() -> None:
     async with SlosClient("{address}") as client:
-        reply = await client.complete("Count the items.", application="chatbot", max_tokens=32)
+        prompt = "<|user|>What does json.dumps do?<|assistant|>"  # the bundled model's chat template
+        reply = await client.complete(prompt, templated=True, application="chatbot", max_tokens=48)
         print(reply.verdict.kind, repr(reply.text), reply.finished.stages)
 
 asyncio.run(main())
@@ -25,7 +26,7 @@ grpcurl -plaintext -d '{{"application": "coder", "text": "def add(a, b):", "samp
   {address} slosserve.v1.Admission/Generate"""
 
 _SLOSCTL = """\
-.venv/bin/slosctl submit "Return the number of items in a container." --application chatbot{data_dir}
+.venv/bin/slosctl submit "<|user|>What does json.dumps do?<|assistant|>" --templated --application chatbot{data_dir}
 .venv/bin/slosctl trace --last{data_dir}
 # and: slosctl replicas, slosctl queues --watch, slosctl perf"""
 
