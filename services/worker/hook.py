@@ -8,64 +8,24 @@ Everything is counted at schedule time, in flight included, so one batch in flig
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from services.core.batch import BatchPlan, form_batch
+from services.core.batch import form_batch
 from services.core.perf_model import BatchShape, PerfModel, Segment
 from services.core.slo import BEST_EFFORT
 from services.core.view import BEST_EFFORT_TIER, Decoder, PlanSettings, Prefill, ReplicaView
+from services.worker import hook_room
 from services.worker.decoder_table import DecoderTable
 from services.worker.hook_request import TierNames, TrackedRequest
+from services.worker.hook_room import admissible, blocks_to_finish, new_blocks
+from services.worker.hook_steering import Pool, Progress, Shortage, Steering
 from services.worker.step_timer import StepTimer
 
-__all__ = ["Hook", "Pool", "Progress", "Shortage", "Steering"]
+__all__ = ["Hook"]
 
 _BEST_EFFORT_WINDOW = 32
-
-
-@dataclass(frozen=True, slots=True)
-class Pool:
-    """The engine's memory and seats. Sizes in KV blocks and requests."""
-
-    free_blocks: int
-    total_blocks: int
-    block_size: int
-    free_seats: int
-    max_num_seqs: int
-
-
-@dataclass(frozen=True, slots=True)
-class Steering:
-    """Limits on one step. `limits` holds tokens by request key, for those that may not have all they want.
-
-    `admit` are the waiting requests to let in, in order; None leaves the engine's queue as it is. `budget` limits the
-    tokens of the whole step; None leaves the engine's own limit.
-    """
-
-    limits: dict[str, int] = field(default_factory=dict)
-    admit: tuple[str, ...] | None = None
-    budget: int | None = None
-    plan: BatchPlan | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Shortage:
-    """What promised work of the next batch lacks, to be taken from best effort."""
-
-    blocks: int
-    seats: int
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """A prefill that a scheduled step moved: `computed_tokens` of `total_tokens` once the step is done."""
-
-    request: TrackedRequest
-    scheduled_tokens: int
-    computed_tokens: int
-    total_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +146,7 @@ class Hook:
 
     def steer(self, now_s: float, waiting: Sequence[TrackedRequest], pool: Pool) -> Steering:
         """Form the next batch and say it as limits."""
-        view = self._view(now_s, self._admissible(waiting, pool), pool)
+        view = self._view(now_s, admissible(self.table, self.prefilling.values(), waiting, pool), pool)
         plan = form_batch(view, self._settings_now(now_s))
         if plan.token_budget == 0:
             return Steering(plan=plan)  # nothing the plan could place: let the engine try by itself rather than idle
@@ -206,9 +166,7 @@ class Hook:
 
     def crowded(self, waiting: Sequence[TrackedRequest], pool: Pool) -> bool:
         """Whether all promised work together could lack blocks or seats: a bound that is cheap to ask every step."""
-        tiered = [r for r in (*self.prefilling.values(), *waiting) if r.promised]
-        blocks = len(self.table) + sum(self._blocks_to_finish(request, pool) + 1 for request in tiered)
-        return blocks > pool.free_blocks or sum(not request.started for request in tiered) > pool.free_seats
+        return hook_room.crowded(self.table, self.prefilling.values(), waiting, pool)
 
     def shortage(
         self, now_s: float, waiting: Sequence[TrackedRequest], pool: Pool, held_blocks: int
@@ -224,31 +182,11 @@ class Hook:
         plan = form_batch(view, self._settings_now(now_s))
         planned = {chunk.id for chunk in plan.prefill}
         starting = [request for request in waiting if request.key in planned]
-        blocks = int((self.table.ints("context")[self.table.ints("tier") >= 0] % pool.block_size == 0).sum())
-        blocks += sum(self._blocks_to_finish(request, pool) for request in starting)
-        blocks += sum(self._blocks_to_finish(r, pool) for r in self.prefilling.values() if r.key in planned)
+        blocks = new_blocks(self.table, pool, promised_only=True)
+        blocks += sum(blocks_to_finish(request, pool) for request in starting)
+        blocks += sum(blocks_to_finish(r, pool) for r in self.prefilling.values() if r.key in planned)
         missing = Shortage(max(0, blocks - pool.free_blocks), max(0, len(starting) - pool.free_seats))
         return missing if missing.blocks or missing.seats else None
-
-    def _admissible(self, waiting: Sequence[TrackedRequest], pool: Pool) -> list[TrackedRequest]:
-        """The waiting requests whose whole prompts find KV blocks now: the engine starts no others.
-
-        Promises first, by deadline; what started best effort still needs comes after them. The first that does not fit
-        keeps what is free from everything behind it, or small prompts would starve it.
-        """
-        if not waiting:
-            return []
-        started = self.prefilling.values()
-        free = pool.free_blocks - int((self.table.ints("context") % pool.block_size == 0).sum())
-        free -= sum(self._blocks_to_finish(request, pool) for request in started if request.promised)
-        best_effort = sum(self._blocks_to_finish(request, pool) for request in started if not request.promised)
-        fitting: list[TrackedRequest] = []
-        for request in sorted(waiting, key=lambda r: (not r.promised, r.due_s if r.promised else 0.0)):
-            free -= self._blocks_to_finish(request, pool)
-            if free < (0 if request.promised else best_effort):
-                break
-            fitting.append(request)
-        return fitting
 
     def _view(self, now_s: float, waiting: Sequence[TrackedRequest], pool: Pool) -> ReplicaView:
         model = self.timer.model
@@ -271,13 +209,6 @@ class Hook:
         if lapsed != self._settings.cap_lapsed:
             self._settings = replace(self._settings, cap_lapsed=lapsed)
         return self._settings
-
-    @staticmethod
-    def _blocks_to_finish(request: TrackedRequest, pool: Pool) -> int:
-        """Blocks a prefill still needs. One that waits has none yet: blocks found in the prefix cache may be free ones
-        and then count as taken."""
-        total = -(-request.total_tokens // pool.block_size)
-        return total + (-request.computed_tokens // pool.block_size if request.started else -request.shared_blocks)
 
     # Steps
 

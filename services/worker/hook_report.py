@@ -4,9 +4,10 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from services.worker.hook import Hook, Pool
+from services.worker.hook import Hook
 from services.worker.hook_config import model_terms
 from services.worker.hook_request import TrackedRequest
+from services.worker.hook_steering import Pool
 from services.worker.link import HookEnd, ReportMessage, RequestEntry
 
 __all__ = ["Reporter"]

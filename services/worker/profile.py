@@ -11,12 +11,17 @@ from typing import TYPE_CHECKING
 from services.core.fit import FitResult, Sample, fit
 from services.core.perf_model import BatchShape
 from services.worker.engine_api import EngineInfo, EngineReport
+from services.worker.engine_settings import EngineSettings
+from services.worker.profile_store import ProfileKey, ReplicaProfile, load_profile, model_fingerprint, save_profile
 from services.worker.request_terms import ProbeTerms
+from services.worker.version_guard import check_vllm
 
 if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
     from services.worker.vllm_engine import VllmEngine
 
-__all__ = ["Probe", "measure", "probes", "repeated", "warm_up_probes"]
+__all__ = ["Probe", "load_or_measure", "measure", "probes", "repeated", "warm_up_probes"]
 
 _SEED = 1
 _STEPS = 4
@@ -25,6 +30,9 @@ _SMALLEST_BUDGET = 16
 _LONG_SHARE = 0.3  # of the probes have few requests with long prompts
 _LONG_REQUESTS = 8
 _PROBE_TIMEOUT_S = 120.0
+_GOOD_R2 = 0.95
+_PATIENCE = 3.0  # times the time asked for
+_WORTH_KEEPING_R2 = 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,24 +45,61 @@ class Probe:
     steps: int
 
 
+async def load_or_measure(
+    engine: "VllmEngine", settings: EngineSettings, config: "VllmConfig", hardware: str
+) -> ReplicaProfile:
+    """The replica's performance model, from the cache or from a few seconds of probes.
+
+    A profile too poor to plan with is used, because there is no better one, but not kept: the next start measures.
+    """
+    max_batch_tokens = int(config.scheduler_config.max_num_batched_tokens)
+    key = ProfileKey(
+        model=model_fingerprint(settings.model),
+        hardware=hardware,
+        vllm=check_vllm(),
+        dtype=str(config.model_config.dtype),
+        threads=settings.threads,
+        block_size=engine.info.block_size,
+        max_batch_tokens=max_batch_tokens,
+    )
+    kept = load_profile(key, settings.data_dir)
+    if kept is not None:
+        return kept
+    vocabulary = int(config.model_config.get_vocab_size())
+    result = await measure(engine, vocabulary, settings.profile_s, max_batch_tokens)
+    profile = ReplicaProfile(result.model, result.r2_heldout, result.samples)
+    if profile.r2_heldout >= _WORTH_KEEPING_R2:
+        save_profile(key, profile, settings.data_dir)
+    return profile
+
+
 async def measure(engine: "VllmEngine", vocabulary: int, seconds: float, max_batch_tokens: int) -> FitResult:
     """Send probes through the engine for about `seconds` and fit the performance model to what was observed.
+
+    On a machine that is busy with other things the same probes are run again, until the fit is good or patience ends.
 
     Raises NotEnoughSamplesError where the engine did not run enough different batches in that time.
     """
     observer = _Observer()
     rng = random.Random(_SEED)
+    ran: list[Probe] = []
     with engine.watching(observer):
         for probe in warm_up_probes(engine.info, max_batch_tokens):
             await _run(engine, probe, rng, vocabulary, observer)
         observer.samples.clear()  # the first batch of every size pays for memory and lazy initialisation
-        end_s = time.monotonic() + seconds
+        start_s = time.monotonic()
         for probe in probes(engine.info, max_batch_tokens, rng):
+            ran.append(probe)
             for _ in range(_REPEATS):
                 await _run(engine, probe, rng, vocabulary, observer)
-            if time.monotonic() >= end_s:
+            if time.monotonic() >= start_s + seconds:
                 break
-    return fit(repeated(observer.samples))
+        result = fit(repeated(observer.samples))
+        while result.r2_heldout < _GOOD_R2 and time.monotonic() < start_s + _PATIENCE * seconds:
+            for probe in ran:
+                await _run(engine, probe, rng, vocabulary, observer)
+            result = fit(repeated(observer.samples))
+    return result
 
 
 def repeated(samples: Sequence[Sample]) -> list[Sample]:

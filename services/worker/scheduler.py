@@ -26,10 +26,11 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 
 from services.worker.engine_process import end_with_parent, leave_quickly
-from services.worker.hook import Hook, Pool, Progress, Steering
+from services.worker.hook import Hook
 from services.worker.hook_config import HookConfig, from_additional_config, model_of
 from services.worker.hook_report import Reporter
 from services.worker.hook_request import TrackedRequest
+from services.worker.hook_steering import Pool, Progress, Steering
 from services.worker.link import Directive, HookEnd, Promote, SetCap, SetModel
 from services.worker.request_terms import from_extra_args
 from services.worker.version_guard import check_vllm

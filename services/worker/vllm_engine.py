@@ -8,23 +8,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from services.core.perf_model import PerfModel
 from services.core.presets import preset
-from services.worker.engine_api import EngineEnd, EngineInfo, EngineOutput, EngineReport, SamplingSpec, Submission
+from services.worker.engine_api import EngineEnd, EngineInfo, EngineOutput, EngineReport, Submission
 from services.worker.engine_arguments import emulated_arguments, engine_info, special_ids_of, vllm_arguments
 from services.worker.engine_environment import prepare_environment
 from services.worker.engine_settings import EngineSettings
 from services.worker.hook_config import EmulationTerms, HookConfig, model_terms
 from services.worker.hook_mirror import HookMirror
 from services.worker.link import Directive, LinkPath, Promote, SetCap, SetModel, WorkerEnd
-from services.worker.profile import measure
-from services.worker.profile_store import (
-    ProfileKey,
-    ReplicaProfile,
-    load_profile,
-    model_fingerprint,
-    processor_name,
-    save_profile,
-)
-from services.worker.request_terms import ProbeTerms, probe_terms, terms_of, to_extra_args
+from services.worker.profile import load_or_measure
+from services.worker.profile_store import ReplicaProfile, processor_name
+from services.worker.request_terms import ProbeTerms
+from services.worker.sampling import probe_params, sampling_params
 from services.worker.version_guard import check_vllm
 
 if TYPE_CHECKING:
@@ -164,31 +158,10 @@ class VllmEngine:
         on_cpu = bool(current_platform.is_cpu())
         config = await self._launch(vllm_arguments(self._settings, hook, on_cpu), False)
         hardware = processor_name() if on_cpu else str(current_platform.get_device_name())
-        self._profile = await self._load_or_measure(config, hardware)
+        self._profile = await load_or_measure(self, self._settings, config, hardware)
         self._model = self._profile.model
         self.direct(SetModel(model_terms(self._model)))
         self._reports = asyncio.Queue()
-
-    async def _load_or_measure(self, config: "VllmConfig", hardware: str) -> ReplicaProfile:
-        """The replica's performance model, from the cache or from a few seconds of probes."""
-        max_batch_tokens = int(config.scheduler_config.max_num_batched_tokens)
-        key = ProfileKey(
-            model=model_fingerprint(self._settings.model),
-            hardware=hardware,
-            vllm=check_vllm(),
-            dtype=str(config.model_config.dtype),
-            threads=self._settings.threads,
-            block_size=self.info.block_size,
-            max_batch_tokens=max_batch_tokens,
-        )
-        kept = load_profile(key, self._settings.data_dir)
-        if kept is not None:
-            return kept
-        vocabulary = int(config.model_config.get_vocab_size())
-        result = await measure(self, vocabulary, self._settings.profile_s, max_batch_tokens)
-        profile = ReplicaProfile(result.model, result.r2_heldout, result.samples)
-        save_profile(key, profile, self._settings.data_dir)
-        return profile
 
     async def _launch(self, arguments: dict[str, Any], force_async: bool) -> "VllmConfig":
         from vllm.engine.arg_utils import AsyncEngineArgs
@@ -220,7 +193,7 @@ class VllmEngine:
         from vllm.v1.engine.exceptions import EngineDeadError
 
         llm, request_id = _started(self._llm), submission.request_id
-        params = self._sampling_params(submission)
+        params = sampling_params(submission, self._default_sampling, self.info.eos_token_ids)
         collector = None
         finished = False
         self._live.add(request_id)
@@ -252,18 +225,9 @@ class VllmEngine:
 
     async def run_probe(self, request_id: str, prompt_ids: list[int], steps: int, probe: ProbeTerms) -> None:
         """Run a request that only measures, to its end."""
-        from vllm import SamplingParams
         from vllm.inputs.engine import tokens_input
-        from vllm.sampling_params import RequestOutputKind
 
-        params = SamplingParams(
-            temperature=0.0,
-            max_tokens=steps,
-            ignore_eos=True,
-            detokenize=False,
-            output_kind=RequestOutputKind.DELTA,
-            extra_args=to_extra_args(probe_terms(request_id, steps, probe)),
-        )
+        params = probe_params(request_id, steps, probe)
         async for _ in _started(self._llm).generate(tokens_input(prompt_ids), params, request_id):
             pass
 
@@ -276,24 +240,6 @@ class VllmEngine:
             await llm.abort(request_id)
         else:  # on its way to the engine: its iterator sees the mark once it is there
             self._aborted.add(request_id)
-
-    def _sampling_params(self, submission: Submission) -> Any:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        spec = submission.sampling
-        stop_ids = set(spec.stop_token_ids) | (set() if spec.ignore_eos else set(self.info.eos_token_ids))
-        return SamplingParams(
-            **self._default_sampling | _chosen(spec),
-            max_tokens=spec.max_tokens,
-            min_tokens=spec.min_tokens,
-            seed=spec.seed,
-            ignore_eos=True,  # end-of-sequence ids are among the stop ids, whichever source vLLM would read them from
-            stop_token_ids=sorted(stop_ids),
-            detokenize=False,
-            output_kind=RequestOutputKind.DELTA,
-            extra_args=to_extra_args(terms_of(submission)),
-        )
 
     # Reports and directives
 
@@ -344,11 +290,6 @@ def _started(value: T | None) -> T:
     if value is None:
         raise RuntimeError("the engine has not been started")
     return value
-
-
-def _chosen(spec: SamplingSpec) -> dict[str, Any]:
-    names = ("temperature", "top_p", "top_k", "presence_penalty", "frequency_penalty", "repetition_penalty")
-    return {name: value for name in names if (value := getattr(spec, name)) is not None}
 
 
 def _vocabulary_size(model: str) -> int:

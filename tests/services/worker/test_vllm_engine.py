@@ -67,9 +67,8 @@ async def plain_outputs() -> list[list[int]]:
         model=MODEL, dtype="float32", max_model_len=2048, max_num_seqs=16, skip_tokenizer_init=True, enforce_eager=True,
         kv_cache_memory_bytes=1 << 28, disable_log_stats=True,
     )  # fmt: skip
-    llm = AsyncLLM.from_engine_args(arguments)
 
-    async def run(index: int, prompt: list[int], output_tokens: int) -> list[int]:
+    async def run(llm: AsyncLLM, index: int, prompt: list[int], output_tokens: int) -> list[int]:
         params = SamplingParams(temperature=0.0, max_tokens=output_tokens, ignore_eos=True, detokenize=False)
         final = None
         async for output in llm.generate(tokens_input(prompt), params, f"plain{index}"):
@@ -77,8 +76,10 @@ async def plain_outputs() -> list[list[int]]:
         assert final is not None
         return list(final.outputs[0].token_ids)
 
-    outputs = [await run(index, prompt, count) for index, (prompt, count) in enumerate(workload())]
+    llm = AsyncLLM.from_engine_args(arguments)
+    outputs = [await run(llm, index, prompt, count) for index, (prompt, count) in enumerate(workload())]
     await asyncio.to_thread(llm.shutdown)
+    del llm
     return outputs
 
 
