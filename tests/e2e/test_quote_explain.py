@@ -91,7 +91,7 @@ async def test_a_quote_leaves_nothing_behind(emulated: LocalStack) -> None:
     async with SlosClient(emulated.admission_address) as client:
         before = set(await connection.keys("slos:req:*"))
         quotes = await asyncio.gather(*(quote(client, 210 + number) for number in range(20)))
-        assert set(await connection.keys("slos:req:*")) == before
+        assert set(await connection.keys("slos:req:*")) <= before
     await connection.aclose()
     assert all(found.fits for found in quotes)  # 20 x 0.6 s within 1.5 s, had any of them reserved its room
 
