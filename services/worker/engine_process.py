@@ -13,12 +13,14 @@ _FLUSH_S = 0.5  # for the last outputs to leave
 
 
 def end_with_parent() -> None:
-    """Stop this process once its parent is gone: a worker that was killed must not leave its engine behind.
+    """Stop this process when its parent says so or is gone, and not before.
 
-    Nothing happens where there is no parent process to follow.
+    A worker that was killed must not leave its engine behind. Ctrl-C in a terminal reaches the whole process group, but
+    the worker drains first and then stops its engine. Call on the main thread; nothing happens without a parent.
     """
     parent = multiprocessing.parent_process()
     if parent is not None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         threading.Thread(target=_follow, args=(parent.sentinel,), name="parent-watch", daemon=True).start()
 
 

@@ -4,6 +4,7 @@ import asyncio
 import multiprocessing
 import os
 import select
+import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -262,6 +263,16 @@ async def test_promises_are_kept_in_real_time(engine: VllmEngine) -> None:
     missed = sum(await asyncio.gather(*(late(index) for index in range(60))))
     await background
     assert missed <= 6
+
+
+async def test_an_interrupt_is_the_workers_business(engine: VllmEngine) -> None:
+    outputs = engine.generate(submission("interrupted", output_tokens=40))
+    await anext(outputs)
+    for process in multiprocessing.active_children():
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGINT)
+    assert [output async for output in outputs][-1].end is EngineEnd.LENGTH
+    assert not engine.dead
 
 
 async def test_a_killed_worker_leaves_no_engine_behind(tmp_path: Path) -> None:

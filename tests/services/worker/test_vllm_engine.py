@@ -4,6 +4,7 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,30 @@ async def test_outputs_equal_plain_vllm_under_random_load(engine: VllmEngine, pl
 
     runs = [run(i, prompt, count, rng.uniform(0, 2)) for i, (prompt, count) in enumerate(workload())]
     assert await asyncio.gather(*runs) == plain_outputs
+
+
+async def test_promises_are_kept_beside_best_effort(engine: VllmEngine) -> None:
+    rng = random.Random(3)
+
+    def prompt(tokens: int) -> list[int]:
+        return [rng.randrange(3, 4096) for _ in range(tokens)]
+
+    async def drain(request: Submission) -> tuple[float, float]:
+        times_s = [output.emitted_at_s async for output in engine.generate(request)]
+        return times_s[0], times_s[-1]
+
+    async def missed(index: int, delay_s: float) -> bool:
+        await asyncio.sleep(delay_s)  # arrivals spread over the run
+        request = replace(submission(100 + index, prompt(200), 20, promised=True), stages=(stage,))
+        request = replace(request, ttft_deadline_s=request.arrival_s + 2.0)
+        first_s, last_s = await drain(request)
+        return first_s > request.ttft_deadline_s or last_s - first_s > 19 * stage.tpot_s
+
+    stage = StageSlo(StageKind.ANSWER, 2.0, None, 0.15, 20)
+    background = asyncio.gather(*(drain(submission(200 + i, prompt(1200), 60, promised=False)) for i in range(10)))
+    misses = sum(await asyncio.gather(*(missed(i, 0.15 * i) for i in range(30))))
+    await background
+    assert misses <= 3
 
 
 async def test_all_blocks_come_back(engine: VllmEngine) -> None:
