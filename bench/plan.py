@@ -222,8 +222,8 @@ def _store(out: Path, rows: Sequence[Row], qualities: Sequence[Quality], repeats
         out,
         "plan",
         result,
-        f"# Decision times\n\n`python -m bench plan`, {_PRESET}, {repeats} random replicas per row, seed {seed}. Bars are "
-        "judged by CPU p99.\n\n"
+        f"# Decision times\n\n`python -m bench plan`, {_PRESET}, {repeats} random replicas per row, seed {seed}. "
+        "Bars are judged by CPU p99.\n\n"
         + markdown_table((*header, "median ms", "p99 ms", "CPU p99 ms", "kept", "bar"), table)
         + "\n## Of the best possible\n\n"
         + "".join(f"- {_quality_line(quality)}\n" for quality in qualities),

@@ -79,7 +79,7 @@ def _kept(problem: Problem, order: np.ndarray) -> dict[str, int] | None:
     caps_s = np.array([_CAP_S])
     found = {
         "hopeful": int(queue.weight[hopeful].sum()),
-        "greedy": int(fill_in(fluid, False, Selection(standing, causes, 0), hopeful, late_by_s, order).weight),
+        "greedy": int(fill_in(fluid, False, Selection(standing, causes, 0, False), hopeful, late_by_s, order).weight),
         "plain mh": int(moore_hodgson(fluid, False, standing, hopeful, causes, late_by_s, 0).weight),
         "mh": int(solve(problem, MH, caps_s, order, 0.0).weight),
         "dp": int(solve_exactly(problem, caps_s, order, 0.0, np.zeros(0), MAX_VERIFY_TOKENS).weight),

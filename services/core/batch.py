@@ -50,6 +50,8 @@ def _first_feasible(problem: Problem, columns: DecoderColumns, settings: PlanSet
             if outcome.code != sim.MISS_DEADLINE:
                 return outcome, cap_s
             failed = failed or outcome
+            if not outcome.capped:
+                break
     assert failed is not None, "settings have at least one cap"
     return failed, settings.caps_s[0]
 

@@ -64,5 +64,5 @@ def _improved(
     chosen = best.standing if best.weight >= 0 else stated.standing
     repaired = moore_hodgson(fluid, False, standing, hopeful & (chosen != LEFT_OUT), causes, late_by_s, anything)
     filled = fill_in(fluid, False, repaired, hopeful, late_by_s, cheapest_first(problem))
-    greedy = fill_in(fluid, False, Selection(standing, causes, 0), hopeful, late_by_s, order)
+    greedy = fill_in(fluid, False, Selection(standing, causes, 0, False), hopeful, late_by_s, order)
     return heavier(filled, greedy)

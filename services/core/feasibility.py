@@ -28,7 +28,7 @@ class Verdict(NamedTuple):
     needed: float
     available: float
     end_s: float
-    batches: int
+    capped: bool
     finish_s: Floats
 
 
@@ -68,7 +68,7 @@ def check(fluid: Fluid, stated: bool, standing: Ints, late_by_s: Floats) -> Verd
     if stated:
         row, blocks, end = first_miss(fluid, standing)
         code = FEASIBLE if row < 0 else (MISS_BLOCKS if blocks else MISS_DEADLINE)
-        return Verdict(code, row, 0.0, 0.0, end, 0, np.empty(0))
+        return Verdict(code, row, 0.0, 0.0, end, True, np.empty(0))
     problem, cap_s = fluid.problem, fluid.cap_s
     seats = problem.base.steps.shape[0] + np.count_nonzero(standing)
     outcome = simulate(problem, standing, cap_s, behind(standing, late_by_s))
@@ -87,7 +87,7 @@ def check(fluid: Fluid, stated: bool, standing: Ints, late_by_s: Floats) -> Verd
         elif ahead.excess_s > EPS_S:
             code, row = MISS_TPOT, ahead.excess_tier
             needed, available = ahead.batch_s, ahead.batch_s - ahead.excess_s
-    return Verdict(code, row, needed, available, outcome.end_s, outcome.batches, outcome.finish_s)
+    return Verdict(code, row, needed, available, outcome.end_s, outcome.capped, outcome.finish_s)
 
 
 @compiled

@@ -39,11 +39,12 @@ class Causes(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """Standing of every prefill, why the dropped ones were, and the weight kept."""
+    """Standing of every prefill, why the dropped ones were, the weight kept, and whether the cap had a say in it."""
 
     standing: Ints
     causes: Causes
     weight: int
+    capped: bool
 
 
 @compiled
@@ -92,7 +93,7 @@ def refused(nothing: Selection, hopeful: Bools, found: Verdict) -> Selection:
     for j in range(hopeful.shape[0]):
         if hopeful[j]:
             _blame(causes, j, found.code, found.row, found.needed, found.available)
-    return Selection(nothing.standing, causes, nothing.weight)
+    return Selection(nothing.standing, causes, nothing.weight, nothing.capped or found.capped)
 
 
 @compiled
@@ -163,8 +164,10 @@ def moore_hodgson(
     for j in range(m):
         if hopeful[j] and standing[j] == IN_TIME:
             weight += queue.weight[j]
+    capped = False
     while weight > 0:
         found = check(fluid, stated, standing, late_by_s)
+        capped = capped or found.capped
         if found.code == FEASIBLE:
             break
         upto = found.row if found.code == MISS_DEADLINE and standing[found.row] != LATE else m
@@ -178,7 +181,7 @@ def moore_hodgson(
         _blame(causes, drop, found.code, found.row, found.needed, found.available)
         if weight < enough:
             break
-    return Selection(standing, causes, weight)
+    return Selection(standing, causes, weight, capped)
 
 
 @compiled
@@ -188,16 +191,18 @@ def fill_in(fluid: Fluid, stated: bool, kept: Selection, hopeful: Bools, late_by
     old = kept.causes
     causes = Causes(old.code.copy(), old.row.copy(), old.needed.copy(), old.available.copy())
     weight = kept.weight
+    capped = kept.capped
     for i in range(order.shape[0]):
         j = order[i]
         if not hopeful[j] or standing[j] != LEFT_OUT:
             continue
         standing[j] = IN_TIME
         found = check(fluid, stated, standing, late_by_s)
+        capped = capped or found.capped
         if found.code == FEASIBLE:
             weight += fluid.problem.queue.weight[j]
             _blame(causes, j, FEASIBLE, -1, 0.0, 0.0)
         else:
             standing[j] = LEFT_OUT
             _blame(causes, j, found.code, found.row, found.needed, found.available)
-    return Selection(standing, causes, weight)
+    return Selection(standing, causes, weight, capped)

@@ -47,9 +47,9 @@ class Outcome(NamedTuple):
     """What a simulated plan found.
 
     `row` is the prefill (MISS_DEADLINE) or tier (MISS_TPOT) that misses. `needed` and `available` are prefill tokens
-    due and possible by that deadline, or seconds of batch and of slack. Arrays are per prefill: when it finishes, the
-    step its prefill begins at, the step from which it decodes (-1: never, in this plan), and its tokens in the first
-    batch.
+    due and possible by that deadline, or seconds of batch and of slack. `capped`: some batch could have been longer
+    but for the cap, so that a larger one would change the plan. Arrays are per prefill: when it finishes, the step its
+    prefill begins at, the step from which it decodes (-1: never, in this plan), and its tokens in the first batch.
     """
 
     code: int
@@ -61,6 +61,7 @@ class Outcome(NamedTuple):
     first_limit_s: float
     first_limit: int
     finish_s: Floats
+    capped: bool
     began: Ints
     joined: Ints
     first_tokens: Ints
@@ -160,6 +161,7 @@ def simulate(problem: Problem, standing: Ints, cap_s: float, behind_s: float) ->
     h = 0
     p = 0
     k = 0
+    capped = False
     code = FEASIBLE
     row = -1
     needed = 0.0
@@ -185,6 +187,7 @@ def simulate(problem: Problem, standing: Ints, cap_s: float, behind_s: float) ->
         )
         shortest = seconds(coef, tokens, context, requests, draft)
         floor = seconds(coef, tokens + limits.min_prefill_tokens, context, requests + 1, draft)
+        capped = capped or cap_s < min(slack, late_slack)
         d = max(min(cap_s, late_slack), floor)
         limit = LIMIT_FLOOR if d == floor else (LIMIT_CAP if d == cap_s else LIMIT_SLACK)
         if slack < d:
@@ -253,4 +256,6 @@ def simulate(problem: Problem, standing: Ints, cap_s: float, behind_s: float) ->
                 join_context += queue.remaining[j] + queue.computed[j]
     if code == FEASIBLE and h < order.shape[0]:
         code, row = MISS_DEADLINE, order[h]
-    return Outcome(code, row, needed, available, t, k, first_limit_s, first_limit, finish, began, joined, first_tokens)
+    return Outcome(
+        code, row, needed, available, t, k, first_limit_s, first_limit, finish, capped, began, joined, first_tokens
+    )

@@ -53,7 +53,8 @@ def cheapest_first(problem: Problem) -> Ints:
 @compiled
 def heavier(a: Selection, b: Selection) -> Selection:
     """The selection of more weight, the first of equal ones."""
-    return b if b.weight > a.weight else a
+    chosen = b if b.weight > a.weight else a
+    return Selection(chosen.standing, chosen.causes, chosen.weight, a.capped or b.capped)
 
 
 @compiled
@@ -77,7 +78,7 @@ def solve(
         if hopeful[j]:
             total += queue.weight[j]
     small = np.count_nonzero(hopeful) <= SMALL
-    best = Selection(np.zeros(m, np.int64), causes, -1)
+    best = Selection(np.zeros(m, np.int64), causes, -1, True)
     best_cap = caps_s[0]
     best_fine = False
     best_behind = np.inf
@@ -88,7 +89,7 @@ def solve(
         if best_fine and not fine:
             continue
         fluid = fluid_of(problem, caps_s[i], np.empty(0), 1)
-        nothing = Selection(standing, causes, 0)
+        nothing = Selection(standing, causes, 0, False)
         alone = check(fluid, False, standing, late_by_s)
         if alone.code != FEASIBLE:
             # What runs is already too much: any candidate would make it worse.
@@ -106,7 +107,7 @@ def solve(
         if (fine and not best_fine) or kept.weight > best.weight:
             best, best_cap, best_fine = kept, caps_s[i], fine
             best_behind = behind(standing, late_by_s)
-        if best_fine and best.weight >= total:
+        if (best_fine and best.weight >= total) or (fine and not kept.capped and not alone.capped):
             break
     return finished(problem, best, best_cap, best_fine, best_behind)
 

@@ -55,7 +55,7 @@ def compare_in_stated_model(fluid: Fluid) -> None:
 
     best = brute_force(queue.weight, hopeful, fits)
     kept_by_mh = moore_hodgson(fluid, True, base, hopeful, causes, late_by, 0)
-    kept_by_greedy = fill_in(fluid, True, Selection(base, causes, 0), hopeful, late_by, np.arange(len(base)))
+    kept_by_greedy = fill_in(fluid, True, Selection(base, causes, 0, False), hopeful, late_by, np.arange(len(base)))
     exact = optimum(fluid, base, hopeful, -1)
     assert exact.exact
     assert exact.weight == best
