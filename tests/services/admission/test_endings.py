@@ -70,11 +70,11 @@ async def test_a_client_that_leaves_during_placement_leaves_nothing_behind(world
 
 async def test_a_passed_deadline_cancels_even_with_a_grace(world: World) -> None:
     with pytest.raises(SloServeError) as late:
-        async for _ in world.client.generate("Go.", application="chatbot", timeout_s=0.4, request_id="c-5"):
+        async for _ in world.client.generate("Go.", application="chatbot", timeout_s=1.5, request_id="c-5"):
             await world.placed()
     assert late.value.reason is Reason.CLIENT_DEADLINE
     await until_cancelled(world, "c-5")
-    call = world.stub.Generate(generate(request_id="c-6", resume_grace_s=30.0), timeout=0.4)
+    call = world.stub.Generate(generate(request_id="c-6", resume_grace_s=30.0), timeout=1.5)
     await anext(aiter(call))
     assert (await call.code()).name == "DEADLINE_EXCEEDED"
     await until_cancelled(world, "c-6")
