@@ -184,7 +184,7 @@ class Hook:
         starting = [request for request in waiting if request.key in planned]
         blocks = new_blocks(self.table, pool, promised_only=True)
         blocks += sum(blocks_to_finish(request, pool) for request in starting)
-        blocks += sum(blocks_to_finish(r, pool) for r in self.prefilling.values() if r.key in planned)
+        blocks += sum(blocks_to_finish(request, pool) for request in self.prefilling.values() if request.promised)
         missing = Shortage(max(0, blocks - pool.free_blocks), max(0, len(starting) - pool.free_seats))
         return missing if missing.blocks or missing.seats else None
 
