@@ -13,6 +13,7 @@ COMMANDS: Final = {
     "demo": "start everything, send recorded traffic, show promised against delivered",
     "overhead": "what the services add to a bare engine",
     "plan": "how long decisions and batch formation take",
+    "report": "collect all results into docs/results.md",
     "replay": "decide recorded plans again, under the same policy or another",
     "sweep": "attainment over load in virtual time, with a plot",
 }

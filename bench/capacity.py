@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -12,7 +13,7 @@ from rich.console import Console
 from bench.capacity_search import Capacity, Laboratory, Metric, find_capacity
 from bench.report_files import RESULTS, markdown_table, provenance, write_result
 from bench.scenario import SCENARIOS, ScenarioError, load_scenarios
-from bench.scenario_jobs import build_workload
+from bench.scenario_jobs import Workload, build_workload
 from bench.simulator_engine import Engines
 from bench.systems import System, UnknownSystemError, families, parse_systems
 from bench.workload import TRACES, WorkloadError
@@ -82,27 +83,27 @@ def main(
         blocks = {0: chosen.kv_blocks, -1: _UNLIMITED_BLOCKS}.get(kv_blocks, kv_blocks)
         laboratory = Laboratory(Engines(), chosen, file.tier_list(), blocks, replicas, depth)
         names = SIX if scenario == "all" else tuple(scenario.split(","))
-        rows: list[Row] = []
-        for name in names:
-            for index in _numbers(windows):
-                for seed in _numbers(seeds):
-                    workload = build_workload(file, name, chosen.model, index=index, seed=seed, traces=traces)
-                    rows += _measure(laboratory, members, workload, judge, console)
+        workloads = (
+            build_workload(file, name, chosen.model, index=index, seed=seed, traces=traces)
+            for name, index, seed in product(names, _numbers(windows), _numbers(seeds))
+        )
+        rows = [row for workload in workloads for row in _measure(laboratory, members, workload, judge, console)]
     except (ScenarioError, WorkloadError, UnknownSystemError, UnknownPresetError) as error:
         raise typer.BadParameter(str(error)) from None
     except KeyError:
         raise typer.BadParameter(f"no metric {metric!r}; there are: {', '.join(METRICS)}") from None
     text = summary(rows, families(members))
     console.print(text)
-    settings = {"metric": metric, "kv_blocks": blocks, "replicas": replicas, "depth": depth, "precision": 0.03}
+    kv = "inf" if kv_blocks < 0 else blocks
+    settings = {"metric": metric, "kv_blocks": kv, "replicas": replicas, "depth": depth, "precision": 0.03}
     result = {"kind": "capacity", "settings": settings, "rows": [row.as_json() for row in rows]}
-    stem = label or f"capacity-{preset_name}-kv{'inf' if kv_blocks < 0 else blocks}-{metric}"
+    stem = label or f"capacity-{preset_name}-kv{kv}-{metric}"
     path = write_result(results, stem, {**result, **provenance(chosen)}, text)
     console.print(f"written: {path} and .md")
 
 
 def _measure(
-    laboratory: Laboratory, members: Sequence[System], workload: Any, judge: Metric, console: Console
+    laboratory: Laboratory, members: Sequence[System], workload: Workload, judge: Metric, console: Console
 ) -> Iterable[Row]:
     guess: float | None = None
     for system in members:

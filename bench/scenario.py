@@ -80,6 +80,7 @@ class ScenarioRule(_Strict):
     """Arrivals out of windows of a trace; `application` gives them all to one application that brings its own lengths.
 
     longest_request_tokens: rows with more prompt and output tokens are left out.
+    poisson: arrivals are drawn anew at the window's rate, independent of one another.
     prefix_caching: switched on only where prompts share prefixes; the same for every system.
     """
 
@@ -87,6 +88,7 @@ class ScenarioRule(_Strict):
     windows: Annotated[tuple[tuple[Seconds, Seconds], ...], Field(min_length=1)]
     application: str | None = None
     replaced: Replaced | None = None
+    poisson: bool = False
     prefix_caching: bool = False
     most_requests: Annotated[int, Field(ge=1)] = 600
     longest_request_tokens: Annotated[int, Field(ge=2)] | None = None

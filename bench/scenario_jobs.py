@@ -6,7 +6,7 @@ has ended and its gap has passed. Everything is deterministic in (scenario, wind
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from random import Random
 
@@ -100,6 +100,8 @@ def build_workload(
     rows = _replaced(rows[: rule.most_requests * 4], file, rule, seed, traces)
     longest = rule.longest_request_tokens or file.max_model_len
     rows = tuple(row for row in rows if row.prompt_tokens + row.output_tokens <= longest)[: rule.most_requests]
+    if rule.poisson:
+        rows = _poisson(rows, seed)
     if len(rows) < 2:
         raise WorkloadError(f"scenario {name}, window {index}: fewer than two requests")
     jobs = tuple(_Jobs(file, model, seed, traces).build(rows))
@@ -132,6 +134,14 @@ def _replaced(
         for index, row in zip(places, new, strict=True):
             result[index] = row
     return tuple(result)
+
+
+def _poisson(rows: Sequence[TraceRow], seed: int) -> tuple[TraceRow, ...]:
+    """The same rows in the same order, with exponential times between arrivals of the same mean."""
+    random = Random(seed)
+    rate = (len(rows) - 1) / (rows[-1].arrival_s - rows[0].arrival_s)
+    arrivals_s = accumulate((random.expovariate(rate) for _ in rows[1:]), initial=0.0)
+    return tuple(replace(row, arrival_s=arrival_s) for row, arrival_s in zip(rows, arrivals_s, strict=True))
 
 
 class _Jobs:

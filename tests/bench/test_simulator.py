@@ -3,7 +3,7 @@
 import pytest
 
 from bench.metrics import Outcome, met, outcome_of
-from bench.scenario import ScenarioFile, ScenarioRule
+from bench.scenario import ScenarioRule
 from bench.scenario_jobs import Call, Job, Stage, Workload
 from bench.simulator import Clock, Run, Simulation
 from bench.simulator_engine import Engines
@@ -142,15 +142,3 @@ def test_a_run_is_cut_once_too_much_is_missed(engines: Engines) -> None:
     run = Simulation(clock, front, jobs, most_missed=20).run()
     assert run.cut == "missed"
     assert len(run.calls) < 200
-
-
-def test_the_scenario_file_of_the_evaluation_builds_every_workload() -> None:
-    from bench.scenario import load_scenarios
-    from bench.scenario_jobs import build_workload
-
-    file: ScenarioFile = load_scenarios()
-    for name, rule in file.scenarios.items():
-        built = build_workload(file, name, PRESET.model)
-        assert 2 <= len(built.jobs) <= rule.most_requests
-        assert built.jobs[0].arrival_s == 0.0
-        assert all(call.ttft_s >= 0.1 and call.output_tokens >= 1 for job in built.jobs for call in job.calls)
