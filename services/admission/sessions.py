@@ -5,6 +5,7 @@ A session without a reader runs on for its `resume_grace_s`, then it is abandone
 """
 
 import asyncio
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -76,10 +77,8 @@ class Sessions:
             if reader.finished or session.error is not None:
                 self._settle(session)
             self._later(session, session.facts.keep_s, self.drop)
-        elif self._past_deadline(session):
-            self._abandon(session)
         else:
-            self._later(session, session.facts.resume_grace_s, self._abandon)
+            self._later(session, self._patience_s(session), self._abandon)
 
     def drop(self, session: Session) -> None:
         """Forget a session."""
@@ -106,9 +105,14 @@ class Sessions:
         else:
             self._on_abandoned(session)
 
-    def _past_deadline(self, session: Session) -> bool:
+    def _patience_s(self, session: Session) -> float:
+        """How long it runs on without a reader: its grace, but not past its client's deadline.
+
+        A client ends its call at its own deadline, which on its way here looks like a lost stream shortly before ours.
+        """
         deadline_us = session.facts.queued.client_deadline_us
-        return 0 < deadline_us <= self._clock.now_us()
+        left_s = (deadline_us - self._clock.now_us()) / 1e6 if deadline_us else math.inf
+        return min(session.facts.resume_grace_s, left_s)
 
     def _settle(self, session: Session) -> None:
         if session.settled:

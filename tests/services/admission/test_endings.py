@@ -80,6 +80,14 @@ async def test_a_passed_deadline_cancels_even_with_a_grace(world: World) -> None
     await until_cancelled(world, "c-6")
 
 
+async def test_a_grace_does_not_outlast_the_deadline(world: World) -> None:
+    call = world.stub.Generate(generate(request_id="c-10", resume_grace_s=30.0), timeout=1.5)
+    await anext(aiter(call))
+    call.cancel()  # as a client whose own deadline passed an instant before ours
+    await soon(lambda: not world.admission.sessions.read())
+    await until_cancelled(world, "c-10")
+
+
 async def test_a_deadline_that_passes_during_placement_is_told_as_such(world: World) -> None:
     world.router.hold = asyncio.Event()
     with pytest.raises(SloServeError) as late:
