@@ -25,3 +25,5 @@ def prepare_environment(settings: EngineSettings) -> None:
         defaults["HF_HUB_OFFLINE"] = "1"
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    if settings.cpu_threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(settings.cpu_threads)

@@ -1,6 +1,7 @@
 """Measuring a replica at start: real batches of many shapes through the engine, and the fit over them."""
 
 import asyncio
+import os
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -58,7 +59,7 @@ async def load_or_measure(
         hardware=hardware,
         vllm=check_vllm(),
         dtype=str(config.model_config.dtype),
-        threads=settings.threads,
+        threads=int(os.environ["OMP_NUM_THREADS"]),
         block_size=engine.info.block_size,
         max_batch_tokens=max_batch_tokens,
     )

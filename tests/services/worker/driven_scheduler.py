@@ -17,7 +17,7 @@ from vllm.utils.hashing import get_hash_fn_by_name
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
-from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
@@ -154,8 +154,8 @@ class DrivenScheduler:
             shape, result = self.executor.run_batch(output)
             self._device_free_s = max(self.now_s, self._device_free_s) + self.preset.model.seconds(shape)
             self._in_flight.append((output, result, self._device_free_s))
-        elif self._in_flight:
-            self._complete()
+        else:
+            self._in_flight.append((output, EMPTY_MODEL_RUNNER_OUTPUT, self.now_s))
         if self.depth == 1:
             self.drain()
         return output
@@ -172,7 +172,8 @@ class DrivenScheduler:
                 return
             if not self.scheduler.has_unfinished_requests():
                 self.drain()
-                self.scheduler.schedule()  # as the engine does, to tell workers what finished
+                self.step()  # as the engine does, to tell its workers what finished
+                self.drain()
                 return
             self.step()
         raise AssertionError(f"{len(self.scheduler.running)} running, {len(self.scheduler.waiting)} waiting: no end")

@@ -16,6 +16,7 @@ from services.worker.vllm_engine import VllmEngine
 
 MODEL = str(Path(__file__).parents[3] / "models" / "tiny")
 REQUESTS = 40
+KV_BLOCKS = 100  # of 32 tokens: a few requests fill them, so that preemption takes part
 
 pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="module")]
 
@@ -23,7 +24,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="module")]
 def settings(data_dir: Path) -> EngineSettings:
     return EngineSettings(
         engine="vllm", model=MODEL, data_dir=data_dir, dtype="float32", cpu_threads=1, profile_s=4.0,
-        max_model_len=2048, max_num_seqs=16, kv_cache_gib=0.25,
+        max_model_len=2048, max_num_seqs=16, kv_cache_gib=0.25, kv_blocks=KV_BLOCKS,
     )  # fmt: skip
 
 
@@ -112,8 +113,11 @@ async def test_outputs_equal_plain_vllm_under_random_load(engine: VllmEngine, pl
         assert last.end is EngineEnd.LENGTH
         return tokens
 
-    runs = [run(i, prompt, count, rng.uniform(0, 2)) for i, (prompt, count) in enumerate(workload())]
-    assert await asyncio.gather(*runs) == plain_outputs
+    preemptions: list[int] = []
+    runs = [run(i, prompt, count, rng.uniform(0, 0.5)) for i, (prompt, count) in enumerate(workload())]
+    with engine.watching(lambda report: preemptions.append(report.preemptions)):
+        assert await asyncio.gather(*runs) == plain_outputs
+    assert preemptions[-1] > preemptions[0]
 
 
 async def test_promises_are_kept_beside_best_effort(engine: VllmEngine) -> None:
