@@ -142,3 +142,22 @@ def test_a_run_is_cut_once_too_much_is_missed(engines: Engines) -> None:
     run = Simulation(clock, front, jobs, most_missed=20).run()
     assert run.cut == "missed"
     assert len(run.calls) < 200
+
+
+def test_best_effort_in_the_way_does_not_break_promises_when_memory_is_short(engines: Engines) -> None:
+    """Prompts of mixed lengths and deadlines, far more than memory holds; best effort fills all that is left."""
+    jobs = [
+        job(
+            n,
+            0.22 * n,
+            prompt=(3300, 400, 1700, 2400)[n % 4],
+            output=60 + 37 * (n % 5),
+            ttft_s=(1.1, 0.3, 0.55, 0.8)[n % 4],
+        )
+        for n in range(120)
+    ]
+    run = simulate(engines, "slos-mh+known", jobs, kv_blocks=900)
+    outcome = judged(run)
+    assert outcome.promised > 20
+    assert outcome.promised < 120
+    assert outcome.kept == 1.0
