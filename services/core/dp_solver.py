@@ -40,6 +40,8 @@ def solve_exactly(
             )
             if kept.weight > known.weight:
                 known = finished(problem, kept, cap_s, known.base_feasible, behind(standing, late_by_s))
+            if known.base_feasible and not kept.capped:
+                break
     return known
 
 
@@ -59,10 +61,12 @@ def _improved(
     """The heaviest that greedy or the repaired optimum keep under one cap."""
     fluid = fluid_of(problem, cap_s, acceptance, max_verify)
     anything = known_weight - known_weight
+    cheapest = cheapest_first(problem)
     stated = moore_hodgson(fluid, True, standing, hopeful, causes, late_by_s, anything)
+    stated = fill_in(fluid, True, stated, hopeful, late_by_s, cheapest)
     best = optimum(fluid, standing, hopeful, stated.weight)
     chosen = best.standing if best.weight >= 0 else stated.standing
     repaired = moore_hodgson(fluid, False, standing, hopeful & (chosen != LEFT_OUT), causes, late_by_s, anything)
-    filled = fill_in(fluid, False, repaired, hopeful, late_by_s, cheapest_first(problem))
+    filled = fill_in(fluid, False, repaired, hopeful, late_by_s, cheapest)
     greedy = fill_in(fluid, False, Selection(standing, causes, 0, False), hopeful, late_by_s, order)
     return heavier(filled, greedy)
