@@ -72,8 +72,12 @@ def engine_info(config: "VllmConfig", total_blocks: int, block_size: int) -> Eng
 
 
 def special_ids_of(model: str) -> tuple[int, ...]:
-    """Special tokens of a model directory's tokenizer.json; none where there is no such file."""
+    """Special tokens of a model's tokenizer.json, in its directory or on the hub; none where there is no such file."""
     path = Path(model) / "tokenizer.json"
+    if not Path(model).is_dir():
+        from huggingface_hub import hf_hub_download
+
+        path = Path(hf_hub_download(model, "tokenizer.json"))
     if not path.is_file():
         return ()
     added = json.loads(path.read_text(encoding="utf-8")).get("added_tokens", [])
