@@ -127,7 +127,7 @@ def plan_for(view: ReplicaView, candidates: Sequence[Prefill], policy: Policy, s
     """Solve; where draft lengths are to be chosen, for everything asked and again for what that kept."""
     asked = [p for p in (*view.prefills, *candidates) if p.tier >= 0 and not p.promised]
     held = [p for p in view.prefills if p.tier >= 0 and p.promised]
-    items = sorted([*held, *asked], key=lambda p: p.deadline_s)
+    items = sorted([*held, *asked], key=lambda p: (p.deadline_s, p.id))
     columns = columns_of(view.decoders)
     drafting = with_draft_lengths(settings, view.model, columns, items)
     plan = _solved(view, columns, items, asked, policy, drafting)

@@ -25,7 +25,7 @@ __all__ = ["BatchLimit", "BatchPlan", "Chunk", "form_batch"]
 def form_batch(view: ReplicaView, settings: PlanSettings) -> BatchPlan:
     """The next batch of a replica. Prefills with a tier are all served; whom to admit is `admission.decide`'s job."""
     columns = columns_of(view.decoders)
-    queue = sorted((p for p in view.prefills if p.tier >= 0), key=lambda p: p.deadline_s)
+    queue = sorted((p for p in view.prefills if p.tier >= 0), key=lambda p: (p.deadline_s, p.id))
     problem = problem_of(view, columns, queue, settings, 0.0)
     outcome, cap_s = _first_feasible(problem, columns, settings)
     if outcome.code == sim.MISS_DEADLINE:

@@ -25,7 +25,7 @@ def kernel_digest() -> str:
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
         source = path.read_bytes()
-        if b"compiled" in source or b"NamedTuple" in source or path.stem == "roofline":
+        if b"@compiled" in source or b"(NamedTuple)" in source or path.stem == "roofline":
             digest.update(source)
     return digest.hexdigest()
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from services.core.admission import Policy, decide
 from services.core.batch import form_batch
 from services.core.perf_model import PerfModel, Segment
+from services.core.quote import retry_delays_s
 from services.core.view import Decoder, PlanSettings, Prefill, ReplicaView
 
 __all__ = ["warm_up"]
@@ -23,3 +24,5 @@ def warm_up(policy: Policy = Policy.MH) -> None:
         decide(view, candidates, policy, settings)
         form_batch(replace(view, prefills=candidates), settings)
         form_batch(view, settings)
+    later = [replace(candidate, deadline_s=0.3) for candidate in candidates]  # the last one is late, but not hopeless
+    retry_delays_s(view, later, policy, PlanSettings())
