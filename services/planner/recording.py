@@ -63,8 +63,7 @@ def run_to_json(run: PlanRun, at_us: int) -> Json:
 
 def decisions_to_json(decisions: Decisions) -> Json:
     """Decisions with every number, comparable by `==`."""
-    plain = asdict(decisions)
-    plain["decisions"] = [_plain(decision) for decision in plain["decisions"]]
+    plain: Json = _plain(asdict(decisions))
     return plain
 
 
