@@ -79,7 +79,7 @@ class PlannedFront:
     def arrived(self, call: LiveCall, now_s: float) -> None:
         """Promise it if the first replica that can takes it; else it waits."""
         for replica in sorted(self.replicas, key=lambda r: len(r.calls)):
-            prefill = self._prefill(call, _hook(replica))
+            prefill = self._prefill(call, replica)
             decision = self._decide(_hook(replica).view(now_s), [prefill]).by_id[call.key]
             mode = VerdictMode.FIRM if self._settings.asked is Asked.AT_INTERVALS else self._settings.verdict
             if verdict_for(mode, prefill, decision) is VerdictKind.ADMITTED:
@@ -108,17 +108,17 @@ class PlannedFront:
 
     # Asking
 
-    def _prefill(self, call: LiveCall, hook: SimulatedHook) -> Prefill:
+    def _prefill(self, call: LiveCall, replica: Replica) -> Prefill:
         """The call as a candidate: planned at its tightest stage, because a promise covers all of them."""
         tpot_s = min(stage.tpot_s for stage in call.call.stages)
         tiers = self._settings.tiers
         return Prefill(
             id=call.key,
-            tier=hook.tier_index(tiers[tier_for(tpot_s, tiers)].name),
+            tier=_hook(replica).tier_index(tiers[tier_for(tpot_s, tiers)].name),
             deadline_s=call.deadline_s,
             tpot_s=tpot_s,
             prompt_tokens=call.call.prompt_tokens,
-            computed_tokens=hook.cached_tokens(call.call.cached_tokens),
+            computed_tokens=replica.cached_tokens(call),
             output_tokens=self._forecast(call),
             application=call.job.application,
             weight=self._floors.weight(call.job.application),
@@ -128,10 +128,10 @@ class PlannedFront:
     def _decide(self, view: ReplicaView, prefills: Sequence[Prefill]) -> Decisions:
         return decide(view, prefills, self._settings.policy, self._settings.plan)
 
-    def _candidates(self, hook: SimulatedHook, now_s: float) -> Iterator[Prefill]:
+    def _candidates(self, replica: Replica, now_s: float) -> Iterator[Prefill]:
         """Everything that could still be promised, most urgent first: in the engine as best effort, or waiting here."""
-        found = [self._prefill(call, hook) for call in self._waiting.values() if call.deadline_s > now_s]
-        for prefill, tier in hook.unpromised():
+        found = [self._prefill(call, replica) for call in self._waiting.values() if call.deadline_s > now_s]
+        for prefill, tier in _hook(replica).unpromised():
             if prefill.deadline_s > now_s:
                 weight = self._floors.weight(prefill.application)
                 found.append(replace(prefill, tier=tier, weight=weight))
@@ -139,7 +139,7 @@ class PlannedFront:
 
     def _promise_starting(self, replica: Replica, hook: SimulatedHook, now_s: float) -> None:
         """Late verdicts: decide all that waits, and promise what would start in the batch about to be formed."""
-        candidates = list(self._candidates(hook, now_s))
+        candidates = list(self._candidates(replica, now_s))
         if not candidates:
             return
         view = hook.view(now_s, {candidate.id for candidate in candidates})
@@ -157,7 +157,7 @@ class PlannedFront:
                 self._promise(replica, hook, candidate, now_s)
 
     def _promote_in_engine(self, replica: Replica, hook: SimulatedHook, now_s: float) -> None:
-        candidates = [c for c in self._candidates(hook, now_s) if c.id not in self._waiting][:_MOST_ASKED]
+        candidates = [c for c in self._candidates(replica, now_s) if c.id not in self._waiting][:_MOST_ASKED]
         if not candidates:
             return
         self._promoted_s = now_s

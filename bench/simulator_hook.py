@@ -67,10 +67,6 @@ class SimulatedHook(SloScheduler):
             view = view.with_prefills([prefill for prefill in view.prefills if prefill.id not in asked_keys])
         return view
 
-    def cached_tokens(self, most: int) -> int:
-        """How many of a candidate's `most` reusable prompt tokens to plan as cached: all, where prefixes are cached."""
-        return most if self.cache_config.enable_prefix_caching else 0
-
     def free_blocks_after_waiting(self) -> int:
         """Blocks left once all that was added has its prompt in KV."""
         waiting = sum(-(-tracked.total_tokens // int(self.block_size)) for tracked in self._waiting())

@@ -52,6 +52,7 @@ class Replica:
         self.shape = shape
         self.steps = 0
         self.calls: dict[str, LiveCall] = {}
+        self._prepared: dict[str, Any] = {}
         self._tiers = tiers
         self._hasher = block_hasher
         self._model = shape.preset.model
@@ -82,23 +83,31 @@ class Replica:
             live.key, 1, live.job.application, promised, live.deadline_s, live.arrival_s, forecast_tokens, "", 0, None,
             stages,
         )  # fmt: skip
-        params = self._params_type(
-            max_tokens=call.output_tokens,
-            temperature=0.0,
-            ignore_eos=True,
-            detokenize=False,
-            extra_args=to_extra_args(terms),
-        )
-        tightest_s = min(stage.tpot_s for stage in call.stages)
-        prompt = [self._token(live, position) for position in range(call.prompt_tokens)]
-        request = self._request_type(
-            live.key, prompt, params, None, arrival_time=live.arrival_s, priority=round(tightest_s * 1000),
-            block_hasher=self._hasher,
-        )  # fmt: skip
+        request = self._prepared.pop(live.key, None) or self._request(live)
+        request.sampling_params.extra_args = to_extra_args(terms)
         self.calls[live.key] = live
         if promised:
             live.promised_s = now_s
         self.scheduler.add_request(request)
+
+    def cached_tokens(self, live: LiveCall) -> int:
+        """Prompt tokens of a call not yet added that the prefix cache holds now."""
+        if self._hasher is None or live.call.cached_tokens == 0:
+            return 0
+        request = self._prepared.get(live.key)
+        if request is None:
+            request = self._prepared[live.key] = self._request(live)
+        return int(self.scheduler.kv_cache_manager.get_computed_blocks(request)[1])
+
+    def _request(self, live: LiveCall) -> Any:
+        call = live.call
+        params = self._params_type(max_tokens=call.output_tokens, temperature=0.0, ignore_eos=True, detokenize=False)
+        tightest_s = min(stage.tpot_s for stage in call.stages)
+        prompt = [self._token(live, position) for position in range(call.prompt_tokens)]
+        return self._request_type(
+            live.key, prompt, params, None, arrival_time=live.arrival_s, priority=round(tightest_s * 1000),
+            block_hasher=self._hasher,
+        )  # fmt: skip
 
     def tier_name(self, tpot_s: float) -> str:
         """Name of the tier that a stage belongs to."""
