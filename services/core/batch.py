@@ -29,9 +29,10 @@ def form_batch(view: ReplicaView, settings: PlanSettings) -> BatchPlan:
     problem = problem_of(view, columns, queue, settings, 0.0)
     outcome, cap_s = _first_feasible(problem, columns, settings)
     if outcome.code == sim.MISS_DEADLINE:
-        saved = _by_skipping(view, columns, queue, problem, outcome.row, settings)
-        if saved is not None:
-            return saved
+        if queue[outcome.row].promised:
+            saved = _by_skipping(view, columns, queue, problem, outcome.row, settings)
+            if saved is not None:
+                return saved
         outcome, cap_s = _late_last(problem, settings)
     return Filling(view, settings, columns, problem).fill(queue, outcome, cap_s)
 

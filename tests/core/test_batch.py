@@ -112,6 +112,12 @@ def test_the_decoder_with_the_loosest_slack_is_skipped_to_save_a_prefill() -> No
     assert "loose0" not in plan.skipped_ids
 
 
+def test_nobody_is_skipped_for_a_prefill_without_a_promise() -> None:
+    decoders = [decoder(f"loose{i}", 0.4 + i, tier=1, tpot_s=0.1) for i in range(200)]
+    unpromised = replace(waiting("p", 0.05, MODEL.tokens_within(0.05) - 50), promised=False)
+    assert not form_batch(view(decoders, [unpromised]), SETTINGS).skipped_ids
+
+
 def test_nobody_is_skipped_for_a_prefill_that_is_late_anyway() -> None:
     decoders = [decoder(f"d{i}", 0.5) for i in range(20)]
     plan = form_batch(view(decoders, [waiting("lost", 0.03, 5000), waiting("fine", 0.2, 100)]), SETTINGS)
