@@ -9,7 +9,7 @@ from services.admission.tokens import ModelTokens
 from services.admission.transcript import OutputRules
 from services.admission.validate import ValidRequest
 from services.common.telemetry import TraceContext
-from services.common.wire import stage_to_wire, stages_from_wire
+from services.common.wire import stage_to_wire, stages_from_wire, verdict_mode_to_wire
 from services.core.slo import StageSlo
 
 __all__ = ["body_digest", "output_rules", "queued_request"]
@@ -57,6 +57,7 @@ def queued_request(
         tracestate=trace.tracestate,
         client_deadline_us=client_deadline_us,
         prompt_digest=hashlib.sha256(array("I", valid.prompt_ids).tobytes()).hexdigest(),
+        verdict_mode=verdict_mode_to_wire(valid.verdict_mode),
     )
 
 

@@ -33,7 +33,7 @@ class Reader:
 
     async def events(self) -> AsyncIterator[admission_pb2.GenerateEvent]:
         """Verdict first, `finished` last; raises the request's error, or CANCELLED where another reader took over."""
-        while self._session.verdict is None:
+        while self._session.first_verdict is None:
             self._check()
             await self._wait()
         yield self._event(verdict=self._verdict_in_force())

@@ -142,6 +142,8 @@ class Rescue:
             self._instruments.replacements.add(1, {"slos_serve.outcome": "placed"})
             session.last_heard_s = self._clock.now_s()
             session.replaced(response, _explain(session, reason, response))
+            if session.state.ended:  # its client takes no best effort
+                await self._store.cancel(session.request_id)
             return
 
     async def _superseded(self, session: Session, record: RequestRecord) -> bool:

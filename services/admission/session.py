@@ -20,6 +20,9 @@ from services.core.stages import StageEnd
 __all__ = ["Intake", "Marker", "Session", "SessionFacts", "VerdictNews"]
 
 
+_RETRY_MS = 1000.0  # where the plan does not say when there would be room
+
+
 @dataclass(frozen=True, slots=True)
 class SessionFacts:
     """What does not change while a request lives. `keep_s`: how long its output is kept after its end."""
@@ -55,6 +58,7 @@ class Intake(Enum):
     IGNORED = auto()  # stale, repeated, or for an ended request
     GAP = auto()  # tokens before it are missing: attach again
     CUT = auto()  # the output ended here although the engine goes on: cancel it there
+    DECLINED = auto()  # its client takes no best effort: cancel it there
 
 
 class Session:
@@ -91,7 +95,8 @@ class Session:
 
     def placed(self, response: router_pb2.PlaceResponse) -> None:
         """The request has its place: the verdict is known."""
-        self._decide(response.verdict)
+        if self.verdict is None or response.verdict.kind != types_pb2.VERDICT_KIND_PENDING:
+            self._decide(response.verdict)
         self.hops = response.hops
         if self._signal(Signal.PLACED) and self.attempt <= response.attempt:
             self.attempt = response.attempt
@@ -127,8 +132,10 @@ class Session:
             return Intake.GAP
         self.attempt = chunk.attempt
         self.replica_id = replica_id
-        if chunk.HasField("verdict"):
+        if chunk.HasField("verdict") and not self._known(chunk.verdict):
             self._news(chunk.verdict, chunk.verdict.constraint.detail)
+            if self.state.ended:
+                return Intake.DECLINED
         skip = have - chunk.offset
         new = chunk.token_ids[skip:] if skip else chunk.token_ids
         cut = None
@@ -196,17 +203,36 @@ class Session:
         known.CopyFrom(verdict)
         known.ttft_slo_ms = known.ttft_slo_ms or (stage.ttft_s or 0.0) * 1000
         known.tpot_slo_ms = known.tpot_slo_ms or stage.tpot_s * 1000
-        if self.first_verdict is None:
+        hidden = self._rejects and known.kind == types_pb2.VERDICT_KIND_PENDING
+        if self.first_verdict is None and not hidden:
             self.first_verdict = known
         self.verdict = known
         self.promised = self.promised or known.kind == types_pb2.VERDICT_KIND_ADMITTED
 
+    def _known(self, verdict: types_pb2.Verdict) -> bool:
+        """Whether it was told before: a worker repeats its last verdict when a broken subscription is back."""
+        last = self.verdict
+        return last is not None and (last.kind, last.decided_at_us) == (verdict.kind, verdict.decided_at_us)
+
     def _news(self, verdict: types_pb2.Verdict, reason: str) -> None:
-        pending = self.verdict is not None and self.verdict.kind == types_pb2.VERDICT_KIND_PENDING
+        before = self.verdict.kind if self.verdict is not None else types_pb2.VERDICT_KIND_UNSPECIFIED
+        pending = before == types_pb2.VERDICT_KIND_PENDING
+        decided = pending or self.verdict is None  # a decision may overtake the placement's answer
+        if decided and self._rejects and verdict.kind == types_pb2.VERDICT_KIND_BEST_EFFORT:
+            self.fail(_declined(self.request_id, verdict))
+            return
+        untold = self.first_verdict is None
         self._decide(verdict)
         assert self.verdict is not None
+        if untold:  # its first event says it
+            return
         news = VerdictNews(self.verdict, reason, pending and verdict.kind != types_pb2.VERDICT_KIND_PENDING)
         self.markers.append(Marker(len(self.transcript.ids), news))
+
+    @property
+    def _rejects(self) -> bool:
+        """Whether the client would rather have an error than best effort; it never sees PENDING then."""
+        return self.facts.on_infeasible == types_pb2.ON_INFEASIBLE_REJECT
 
     def _signal(self, signal: Signal) -> bool:
         after = next_state(self.state, signal)
@@ -218,3 +244,16 @@ class Session:
     def _wake(self) -> None:
         if self.watcher is not None:
             self.watcher.set()
+
+
+def _declined(request_id: str, verdict: types_pb2.Verdict) -> SloServeError:
+    """What a client that takes no best effort is told when its pending request cannot be promised."""
+    rejected = types_pb2.Verdict()
+    rejected.CopyFrom(verdict)
+    rejected.kind, rejected.tier = types_pb2.VERDICT_KIND_REJECTED, ""
+    rejected.retry_after_ms = verdict.retry_after_ms or _RETRY_MS
+    why = f": {verdict.constraint.detail}" if verdict.constraint.detail else ""
+    text = (
+        f"request {request_id} waited for room on {verdict.replica_id or 'its replica'}, which cannot promise it{why}"
+    )
+    return SloServeError(Reason.NO_CAPACITY, text, retry_after_ms=rejected.retry_after_ms, details=(rejected,))

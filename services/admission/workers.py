@@ -114,6 +114,8 @@ class Workers:
                 self.attach(session)
             elif intake is Intake.CUT:
                 self.cancel(session, "stop")
+            elif intake is Intake.DECLINED:
+                self.cancel(session, "declined")
 
     async def _attach(self, session: Session) -> None:
         try:

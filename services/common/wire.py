@@ -15,6 +15,7 @@ from services.core.constraint import Constraint, ConstraintKind
 from services.core.errors import CoreError
 from services.core.perf_model import PerfModel, Segment
 from services.core.slo import BEST_EFFORT, StageKind, StageSlo, Tier
+from services.core.verdict import VerdictMode
 from services.core.view import BEST_EFFORT_TIER, Decoder, Prefill
 
 __all__ = [
@@ -30,6 +31,8 @@ __all__ = [
     "stages_from_wire",
     "tier_index",
     "tier_name",
+    "verdict_mode_from_wire",
+    "verdict_mode_to_wire",
 ]
 
 _STAGE_KINDS: dict[StageKind, types_pb2.StageKind.ValueType] = {
@@ -37,6 +40,12 @@ _STAGE_KINDS: dict[StageKind, types_pb2.StageKind.ValueType] = {
     StageKind.TOOL_CALL: types_pb2.STAGE_KIND_TOOL_CALL,
     StageKind.ANSWER: types_pb2.STAGE_KIND_ANSWER,
 }
+_VERDICT_MODES: dict[VerdictMode, types_pb2.VerdictMode.ValueType] = {
+    VerdictMode.EARLY: types_pb2.VERDICT_MODE_EARLY,
+    VerdictMode.LATE: types_pb2.VERDICT_MODE_LATE,
+    VerdictMode.FIRM: types_pb2.VERDICT_MODE_FIRM,
+}
+_CORE_VERDICT_MODES = {wire: mode for mode, wire in _VERDICT_MODES.items()}
 _CORE_STAGE_KINDS = {wire: kind for kind, wire in _STAGE_KINDS.items()}
 
 _CONSTRAINT_KINDS: dict[ConstraintKind, types_pb2.ConstraintKind.ValueType] = {
@@ -95,6 +104,16 @@ def stage_kind_to_wire(kind: StageKind) -> types_pb2.StageKind.ValueType:
 def stage_kind_from_wire(wire: types_pb2.StageKind.ValueType) -> StageKind:
     """The core's stage kind; an unspecified one is an ANSWER."""
     return _CORE_STAGE_KINDS.get(wire, StageKind.ANSWER)
+
+
+def verdict_mode_to_wire(mode: VerdictMode) -> types_pb2.VerdictMode.ValueType:
+    """When an application wants its verdict, as it travels."""
+    return _VERDICT_MODES[mode]
+
+
+def verdict_mode_from_wire(wire: types_pb2.VerdictMode.ValueType) -> VerdictMode:
+    """The core's verdict mode; an unspecified one is FIRM."""
+    return _CORE_VERDICT_MODES.get(wire, VerdictMode.FIRM)
 
 
 def stage_to_wire(stage: StageSlo, tier: str) -> types_pb2.Stage:

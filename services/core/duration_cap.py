@@ -10,7 +10,7 @@ from collections import deque
 
 from services.core.perf_model import BatchShape, PerfModel
 
-__all__ = ["CAP_STEPS", "DurationCap"]
+__all__ = ["CAP_STEPS", "DurationCap", "caps_around"]
 
 CAP_STEPS = (1.0, 1.4, 2.0)
 """The default cap and those tried on conflict, relative to the default."""
@@ -18,6 +18,12 @@ CAP_STEPS = (1.0, 1.4, 2.0)
 _FIXED_COSTS = 4.0
 _LONGEST_S = 0.200
 _LONGEST_SEARCHED_S = 0.260
+
+
+def caps_around(cap_s: float) -> tuple[float, ...]:
+    """The caps for `PlanSettings.caps_s`: the default first, then those tried on conflict."""
+    searched_s = max(cap_s, _LONGEST_SEARCHED_S)
+    return tuple(sorted({min(cap_s * step, searched_s) for step in CAP_STEPS}))
 
 
 class DurationCap:
@@ -47,6 +53,4 @@ class DurationCap:
         tightest_s = self._promises[0][1] if self._promises else self._default_ttft_s
         fixed_s = model.seconds(BatchShape(0))
         cap_s = max(tightest_s / max(1, batches_in_flight), _FIXED_COSTS * fixed_s)
-        cap_s = min(cap_s, max(_LONGEST_S, _FIXED_COSTS * fixed_s))
-        searched_s = max(cap_s, _LONGEST_SEARCHED_S)
-        return tuple(sorted({min(cap_s * step, searched_s) for step in CAP_STEPS}))
+        return caps_around(min(cap_s, max(_LONGEST_S, _FIXED_COSTS * fixed_s)))

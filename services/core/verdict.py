@@ -15,7 +15,7 @@ from services.core.admission import Decision
 from services.core.constraint import ConstraintKind
 from services.core.view import Prefill
 
-__all__ = ["EARLY_PROMPT_TOKENS", "VerdictKind", "VerdictMode", "verdict_for"]
+__all__ = ["EARLY_PROMPT_TOKENS", "VerdictKind", "VerdictMode", "verdict_at_first_token", "verdict_for"]
 
 EARLY_PROMPT_TOKENS = 1000
 """Prompts up to this long are cheap enough to be promised on arrival."""
@@ -62,3 +62,8 @@ def verdict_for(
             return VerdictKind.ADMITTED if cheap or starting or request.started else VerdictKind.PENDING
         case VerdictMode.LATE:
             return VerdictKind.PENDING
+
+
+def verdict_at_first_token(request: Prefill, at_s: float) -> VerdictKind:
+    """The last word on a request whose first token is out at `at_s`: a promise for the rest where it was in time."""
+    return VerdictKind.ADMITTED if request.promised or at_s <= request.deadline_s else VerdictKind.DECLINED

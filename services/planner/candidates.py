@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from protos import planner_pb2
 from services.common.clock import Clock
 from services.common.errors import FieldViolation, InvalidRequestError, SloServeError
-from services.common.wire import stages_from_wire, tier_index
+from services.common.wire import stages_from_wire, tier_index, verdict_mode_from_wire
 from services.core.lengths import LengthForecaster
 from services.core.slo import StageSlo, Tier
+from services.core.verdict import VerdictMode
 from services.core.view import Prefill
 
 __all__ = ["Candidate", "parse_candidate"]
@@ -21,12 +22,16 @@ _MAX_TOKENS = 1 << 24
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A checked candidate. `prefill` is what the core decides on, `slo` the first stage, `attempt` its fence."""
+    """A checked candidate. `prefill` is what the core decides on, `slo` the first stage, `attempt` its fence.
+
+    `mode`: when its verdict is wanted.
+    """
 
     attempt: int
     prefill: Prefill
     slo: StageSlo
     max_tokens: int
+    mode: VerdictMode = VerdictMode.FIRM
 
     @property
     def key(self) -> tuple[str, int]:
@@ -63,7 +68,7 @@ def parse_candidate(
         weight=weight,
         arrival_s=clock.to_monotonic_s(wire.arrival_us) if wire.arrival_us else math.nan,
     )
-    return Candidate(wire.attempt, prefill, stages[0], max_tokens)
+    return Candidate(wire.attempt, prefill, stages[0], max_tokens, verdict_mode_from_wire(wire.verdict_mode))
 
 
 def _check_numbers(wire: planner_pb2.Candidate, field: str, clock: Clock) -> None:

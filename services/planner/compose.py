@@ -39,7 +39,7 @@ def compose(
     tiers = catalogue.tier_list()
     lengths = LengthForecaster()
     floors = AttainmentFloors(floor=settings.attainment_floor)
-    planning = Planning(tiers, settings.policy, PlanSettings(), tuple(on_run))
+    planning = Planning(tiers, settings.policy, PlanSettings(), tuple(on_run), settings.early_prompt_tokens)
     fleet = Fleet(clock, planning, reservation_s=settings.reservation_s, forget_s=settings.forget_s)
     auditor = Auditor(lengths, floors, on_outcome)
     observer = Observer(fleet, auditor, tiers=tiers, clock=clock)

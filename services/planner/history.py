@@ -5,6 +5,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from protos import types_pb2
+from services.core.slo import BEST_EFFORT
 
 __all__ = ["Said", "VerdictHistory"]
 
@@ -49,6 +50,20 @@ class VerdictHistory:
     def get(self, request_id: str) -> Said | None:
         """The last verdict; None if the request was never asked about, or long ago."""
         return self._said.get(request_id)
+
+    def decided(self, request_id: str, attempt: int, *, promised: bool, tier: int) -> None:
+        """The engine reports how a request stands; it is what decides a pending one. Tier -1 is best effort."""
+        said = self._said.get(request_id)
+        pending = said is not None and said.verdict.kind == types_pb2.VERDICT_KIND_PENDING and said.attempt == attempt
+        if said is None or not pending or (not promised and tier >= 0):
+            return
+        verdict = types_pb2.Verdict()
+        verdict.CopyFrom(said.verdict)
+        verdict.kind = types_pb2.VERDICT_KIND_ADMITTED if promised else types_pb2.VERDICT_KIND_BEST_EFFORT
+        verdict.tier = verdict.tier if promised else BEST_EFFORT
+        if promised:
+            verdict.ClearField("constraint")
+        said.verdict = verdict
 
     def lapsed(self, request_id: str) -> None:
         """The reservation of the request has run out."""

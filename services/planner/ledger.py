@@ -40,7 +40,7 @@ class Applied(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """A promise that the engine has not reported yet. `expires_s`: monotonic seconds.
+    """A promised or pending request that the engine has not reported yet. `expires_s`: monotonic seconds.
 
     `promotes`: the request is in the engine already, without a promise; a directive is on its way.
     """
@@ -120,6 +120,8 @@ class Ledger:
                 seen = request_id in update.removed_ids and (older is None or older.attempt >= held.attempt)
             if seen:
                 del self._reservations[request_id]
+        for request_id, entry in update.entries.items():
+            self.history.decided(request_id, entry.attempt, promised=entry.planned.promised, tier=entry.planned.tier)
         for request_id in update.entries.keys() - before.keys():
             said = self.history.seen(request_id, update.capacity.observed_s)
             if said is not None and said.admitted and not math.isnan(said.planned_start_s):
@@ -136,6 +138,21 @@ class Ledger:
         if self._broken_at_s is not None:
             return f"the state stream of replica {self.replica_id} broke {self.broken_for_s:.1f} s ago"
         return f"replica {self.replica_id} has not reported its state yet"
+
+    @property
+    def perf_model(self) -> PerfModel | None:
+        """The replica's performance model; None before the first state."""
+        return self._perf_model
+
+    @property
+    def max_batch_tokens(self) -> int:
+        """Tokens the engine puts into one batch at most; 0 where it has not said."""
+        return 0 if self._capacity is None else self._capacity.max_batch_tokens
+
+    @property
+    def batches_in_flight(self) -> int:
+        """Batches that may be under way when a request arrives."""
+        return 1 if self._capacity is None else self._capacity.batches_in_flight
 
     @property
     def engine_free_s(self) -> float:
@@ -155,11 +172,19 @@ class Ledger:
 
     # --- promises ---
 
-    def reserve(self, attempt: int, prefill: Prefill, verdict: types_pb2.Verdict, *, promotes: bool = False) -> int:
-        """Hold a place for a promise; returns until when, in Unix microseconds."""
+    def reserve(
+        self,
+        attempt: int,
+        prefill: Prefill,
+        verdict: types_pb2.Verdict,
+        *,
+        promised: bool = True,
+        promotes: bool = False,
+    ) -> int:
+        """Hold a place, for a promise or for a pending request; returns until when, in Unix microseconds."""
         expires_s = self._clock.now_s() + self._reservation_s
-        promised = replace(prefill, promised=True)
-        self._reservations[prefill.id] = Reservation(attempt, promised, verdict, expires_s, promotes=promotes)
+        held = replace(prefill, promised=promised)
+        self._reservations[prefill.id] = Reservation(attempt, held, verdict, expires_s, promotes=promotes)
         return self._clock.to_unix_us(expires_s)
 
     def reservation(self, key: Key) -> Reservation | None:
@@ -172,7 +197,8 @@ class Ledger:
         """True where this attempt is promised: reserved, committed, or in the engine on a tier."""
         entry = self._entries.get(key[0])
         in_engine = entry is not None and entry.attempt == key[1] and entry.planned.promised
-        return in_engine or self.reservation(key) is not None
+        reserved = self.reservation(key)
+        return in_engine or (reserved is not None and reserved.prefill.promised)
 
     def attempt(self, request_id: str) -> int:
         """The latest attempt known of a request; 0 for none."""

@@ -5,6 +5,7 @@ that cannot be true ends the stream with its error; the worker comes back with a
 """
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from services.planner.state import parse_state
 __all__ = ["Observer"]
 
 _PROMOTE_EVERY_S = 0.05
+_SAME_CAP = 0.01  # relative: a shift of less is not worth a message
 
 
 class Directives:
@@ -30,6 +32,14 @@ class Directives:
         self._queue: asyncio.Queue[planner_pb2.Directive | None] = asyncio.Queue()
         self._seq = 0
         self._snapshot_asked = False
+        self._cap_s = 0.0
+
+    def cap_changed(self, cap_s: float) -> bool:
+        """Whether this cap on batches is news to the worker; it is taken to be told."""
+        changed = not math.isclose(cap_s, self._cap_s, rel_tol=_SAME_CAP)
+        if changed:
+            self._cap_s = cap_s
+        return changed
 
     def send(self, **directive: Any) -> None:
         """Queue one directive, given by its field in the message."""
@@ -121,6 +131,15 @@ class Observer:
         if state.full:
             outbox.snapshot_came()
         self._promote(replica, outbox)
+        self._send_parameters(replica, outbox)
+
+    def _send_parameters(self, replica: PlannedReplica, outbox: Directives) -> None:
+        """Tell the worker how long its batches may last, where that has changed. No replica has a draft model yet."""
+        cap_s = replica.promises.caps_s[0]
+        if not outbox.cap_changed(cap_s):
+            return
+        tiers = [planner_pb2.TierParameter(tier=tier.name, speculation_tokens=0) for tier in self._tiers]
+        outbox.send(tier_parameters=planner_pb2.TierParameters(tiers=tiers, duration_cap_ms=cap_s * 1000))
 
     def _promote(self, replica: PlannedReplica, outbox: Directives) -> None:
         """Offer waiting best-effort requests again, now and then."""

@@ -9,9 +9,11 @@ from protos import planner_pb2, types_pb2
 from services.common.clock import Clock
 from services.common.errors import Reason, SloServeError
 from services.core.admission import Decision, Decisions, Policy, decide
+from services.core.duration_cap import DurationCap
 from services.core.errors import CoreError
 from services.core.quote import Quote, quote, retry_delays_s
 from services.core.slo import Tier
+from services.core.verdict import EARLY_PROMPT_TOKENS, VerdictKind, verdict_for
 from services.core.view import PlanSettings, Prefill, ReplicaView
 from services.planner.candidates import Candidate
 from services.planner.history import Said
@@ -39,12 +41,16 @@ class PlanRun:
 
 @dataclass(frozen=True, slots=True)
 class Planning:
-    """How every replica of this planner is planned. Each of `on_run` sees every run of the core."""
+    """How every replica of this planner is planned. Each of `on_run` sees every run of the core.
+
+    `settings` are those of a replica that says nothing else. A prompt of up to `early_prompt_tokens` is cheap.
+    """
 
     tiers: tuple[Tier, ...]
     policy: Policy
     settings: PlanSettings
     on_run: tuple[Callable[[PlanRun], None], ...]
+    early_prompt_tokens: int = EARLY_PROMPT_TOKENS
 
 
 class Promises:
@@ -54,6 +60,7 @@ class Promises:
         self.ledger = ledger
         self.planning = planning
         self.clock = clock
+        self._cap = DurationCap()
 
     def decide(self, asked: Iterable[Candidate]) -> Answers:
         """A verdict on every candidate; a promise already made is repeated, everything else decided together."""
@@ -77,8 +84,9 @@ class Promises:
         for candidate in candidates:
             decision = decisions[candidate.prefill.id]
             if decision.admitted:
-                verdict = self._verdict(candidate, decision)
+                verdict = self._verdict(candidate, decision, VerdictKind.ADMITTED)
                 self.ledger.reserve(candidate.attempt, candidate.prefill, verdict, promotes=True)
+                self._wanted(candidate)
                 self._remember(candidate, verdict)
                 promoted.append((candidate, verdict))
         return promoted
@@ -87,9 +95,31 @@ class Promises:
         """What the core quotes now, and the verdict it means. Reserves nothing; needs a ready ledger."""
         asked = self._less_slip(candidate)
         view = self.ledger.view(asked_ids=frozenset({candidate.prefill.id}))
-        found = quote(view, asked.prefill, self.planning.tiers, self.planning.policy, self.planning.settings)
+        found = quote(view, asked.prefill, self.planning.tiers, self.planning.policy, self.settings)
         slip_s = self.ledger.slip.seconds(self.clock.now_s())
-        return replace(found, tightest_ttft_s=found.tightest_ttft_s + slip_s), self._verdict(asked, found.decision)
+        kind = VerdictKind.ADMITTED if found.fits else VerdictKind.DECLINED
+        verdict = self._verdict(asked, found.decision, kind)
+        return replace(found, tightest_ttft_s=found.tightest_ttft_s + slip_s), verdict
+
+    @property
+    def caps_s(self) -> tuple[float, ...]:
+        """The limits on a batch's duration, the default first, for the replica to execute and for plans about it."""
+        model = self.ledger.perf_model
+        if model is None:
+            return self.planning.settings.caps_s
+        return self._cap.caps_s(self.clock.now_s(), model, self.ledger.batches_in_flight)
+
+    @property
+    def settings(self) -> PlanSettings:
+        """How this replica is planned: as the engine runs it."""
+        settings = self.planning.settings
+        limit = self.ledger.max_batch_tokens or settings.max_batch_tokens
+        return replace(settings, caps_s=self.caps_s, max_batch_tokens=limit)
+
+    def _wanted(self, candidate: Candidate) -> None:
+        """A first token is to come in time: the cap on batches follows the tightest of them."""
+        if candidate.slo.ttft_s is not None:
+            self._cap.promised(self.clock.now_s(), candidate.slo.ttft_s)
 
     def _less_slip(self, candidate: Candidate) -> Candidate:
         """The candidate with the time it will take to reach the engine taken off its first-token deadline."""
@@ -106,14 +136,18 @@ class Promises:
         answers: Answers = {}
         for candidate in fresh:
             decision = decisions[candidate.prefill.id]
-            if decision.admitted:
-                verdict = self._verdict(candidate, decision)
-                until_us = self.ledger.reserve(candidate.attempt, candidate.prefill, verdict)
+            early = self.planning.early_prompt_tokens
+            kind = verdict_for(candidate.mode, candidate.prefill, decision, early_prompt_tokens=early)
+            if kind is not VerdictKind.DECLINED:
+                verdict = self._verdict(candidate, decision, kind)
+                promised = kind is VerdictKind.ADMITTED
+                until_us = self.ledger.reserve(candidate.attempt, candidate.prefill, verdict, promised=promised)
+                self._wanted(candidate)
                 answers[candidate.key] = self._answer(candidate, verdict, until_us)
         declined = [candidate for candidate in fresh if candidate.key not in answers]
         delays_s = self._retry_delays_s([candidate.prefill for candidate in declined])
         for candidate in declined:
-            verdict = self._verdict(candidate, decisions[candidate.prefill.id])
+            verdict = self._verdict(candidate, decisions[candidate.prefill.id], VerdictKind.DECLINED)
             delay_s = delays_s[candidate.prefill.id]
             verdict.retry_after_ms = delay_s * 1000 if math.isfinite(delay_s) else 0.0
             answers[candidate.key] = self._answer(candidate, verdict)
@@ -124,12 +158,12 @@ class Promises:
         if not declined:
             return {}
         view = self.ledger.view(asked_ids=frozenset(prefill.id for prefill in declined))
-        return retry_delays_s(view, declined, self.planning.policy, self.planning.settings)
+        return retry_delays_s(view, declined, self.planning.policy, self.settings)
 
     def _run(self, prefills: Sequence[Prefill]) -> Decisions:
         """Ask the core about prefills on top of everything in the ledger."""
         view = self.ledger.view(asked_ids=frozenset(prefill.id for prefill in prefills))
-        policy, settings = self.planning.policy, self.planning.settings
+        policy, settings = self.planning.policy, self.settings
         started_s = time.perf_counter()
         try:
             decisions = decide(view, prefills, policy, settings)
@@ -142,7 +176,7 @@ class Promises:
         return decisions
 
     def _known(self, key: Key) -> planner_pb2.CandidateVerdict | None:
-        """The promise this attempt already has. One that got none is decided anew: it may be offered again."""
+        """The answer this attempt already has: a promise, or a place to wait. One that got neither is decided anew."""
         reservation = self.ledger.reservation(key)
         if reservation is not None:
             until_us = self.clock.to_unix_us(reservation.expires_s)
@@ -154,11 +188,11 @@ class Promises:
             return planner_pb2.CandidateVerdict(request_id=key[0], attempt=key[1], verdict=said.verdict)
         return None
 
-    def _verdict(self, candidate: Candidate, decision: Decision) -> types_pb2.Verdict:
+    def _verdict(self, candidate: Candidate, decision: Decision, kind: VerdictKind) -> types_pb2.Verdict:
         slip_s = self.ledger.slip.seconds(self.clock.now_s())
         expected = replace(decision, predicted_ttft_s=decision.predicted_ttft_s + slip_s)
         return verdict_of(
-            candidate, expected, replica_id=self.ledger.replica_id, tiers=self.planning.tiers, clock=self.clock
+            candidate, expected, kind, replica_id=self.ledger.replica_id, tiers=self.planning.tiers, clock=self.clock
         )
 
     def _answer(

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from services.common.config import ServiceSettings
 from services.core.admission import Policy
+from services.core.verdict import EARLY_PROMPT_TOKENS
 
 __all__ = ["PlannerSettings"]
 
@@ -14,6 +15,7 @@ __all__ = ["PlannerSettings"]
 class PlannerSettings(ServiceSettings):
     """Environment variables `SLOS_*` of the planner.
 
+    early_prompt_tokens: prompts up to this long are promised on arrival under early verdicts.
     reservation_s: how long an unconfirmed promise holds its place.
     attainment_floor: an application whose attainment is below this counts ten times as heavy; 0 switches it off.
     forget_s: how long the ledger of a replica whose stream broke is kept for its return.
@@ -23,6 +25,7 @@ class PlannerSettings(ServiceSettings):
     port: Annotated[int, Field(ge=0, le=65535)] = 50053
     policy: Policy = Policy.MH
     attainment_floor: Annotated[float, Field(ge=0, lt=1)] = 0.85
+    early_prompt_tokens: Annotated[int, Field(ge=0)] = EARLY_PROMPT_TOKENS
     reservation_s: Annotated[float, Field(gt=0, le=60)] = 2.0
     forget_s: Annotated[float, Field(ge=0, le=600)] = 5.0
     decision_log: Path | None = None

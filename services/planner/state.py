@@ -44,6 +44,8 @@ class Capacity:
     max_model_len: int
     observed_s: float
     engine_free_s: float
+    max_batch_tokens: int = 0  # 0: unknown
+    batches_in_flight: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,7 @@ def _capacity(wire: planner_pb2.ReplicaState, clock: Clock) -> Capacity:
         raise _invalid(wire, f"engine_free_at_us {wire.engine_free_at_us}: no batch lasts that long")
     return Capacity(
         wire.free_blocks, wire.total_blocks, wire.block_size, wire.max_num_seqs, wire.max_model_len, observed_s,
-        engine_free_s,
+        engine_free_s, wire.max_batch_tokens, max(1, wire.batches_in_flight),
     )  # fmt: skip
 
 

@@ -8,23 +8,38 @@ from services.common.clock import Clock
 from services.common.wire import constraint_to_wire, tier_name
 from services.core.admission import Decision
 from services.core.slo import BEST_EFFORT, Tier
+from services.core.verdict import VerdictKind
 from services.planner.candidates import Candidate
 
 __all__ = ["no_state_verdict", "verdict_of"]
 
+_KINDS = {
+    VerdictKind.PENDING: types_pb2.VERDICT_KIND_PENDING,
+    VerdictKind.ADMITTED: types_pb2.VERDICT_KIND_ADMITTED,
+}
+
 
 def verdict_of(
-    candidate: Candidate, decision: Decision, *, replica_id: str, tiers: Sequence[Tier], clock: Clock
+    candidate: Candidate,
+    decision: Decision,
+    kind: VerdictKind,
+    *,
+    replica_id: str,
+    tiers: Sequence[Tier],
+    clock: Clock,
 ) -> types_pb2.Verdict:
-    """The verdict on a candidate. Predictions the core does not have (it never finishes) are 0."""
+    """The verdict on a candidate. Predictions the core does not have (it never finishes) are 0.
+
+    A PENDING one has a constraint only where the plan does not hold the request for now.
+    """
     verdict = _about(candidate, clock)
     verdict.predicted_ttft_ms = _ms(decision.predicted_ttft_s)
     verdict.predicted_tpot_ms = _ms(decision.predicted_tpot_s)
-    if decision.admitted:
-        verdict.kind = types_pb2.VERDICT_KIND_ADMITTED
+    if kind is not VerdictKind.DECLINED:
+        verdict.kind = _KINDS[kind]
         verdict.replica_id = replica_id
         verdict.tier = tier_name(candidate.prefill.tier, tiers)
-    else:
+    if not decision.admitted:
         verdict.constraint.CopyFrom(constraint_to_wire(decision.constraint, tiers))
     return verdict
 

@@ -34,6 +34,7 @@ def candidate_of(request: types_pb2.QueuedRequest) -> planner_pb2.Candidate:
         stages=request.stages,
         max_tokens=max(1, output_tokens(request) - delivered),
         arrival_us=request.arrival_us,
+        verdict_mode=request.verdict_mode,
     )
     if delivered:
         tracker = _tracker(request)

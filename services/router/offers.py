@@ -1,6 +1,7 @@
-"""One round of offers: replicas are asked one after the other until one promises."""
+"""One round of offers: replicas are asked one after the other until one promises, or holds the request in its plan."""
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 
@@ -13,14 +14,33 @@ from services.common.instruments import RouterInstruments
 from services.router.planners import Planners
 from services.router.verdicts import no_planner, verdict_word
 
-__all__ = ["Offers", "admitted"]
+__all__ = ["Offers", "taker"]
 
 _log = logging.getLogger(__name__)
 
 
-def admitted(hops: Sequence[router_pb2.Hop]) -> bool:
-    """True where the last replica asked gave a promise."""
-    return bool(hops) and hops[-1].verdict.kind == types_pb2.VERDICT_KIND_ADMITTED
+def taker(hops: Sequence[router_pb2.Hop]) -> router_pb2.Hop | None:
+    """The replica that gets the request; None where each declined.
+
+    The first that promises. Else one where it may wait for its verdict: the first whose plan holds it for now, else the
+    one that expects its first token soonest.
+    """
+    for hop in hops:
+        if hop.verdict.kind == types_pb2.VERDICT_KIND_ADMITTED:
+            return hop
+    waits = [hop for hop in hops if hop.verdict.kind == types_pb2.VERDICT_KIND_PENDING]
+    return min(waits, key=_lateness, default=None)
+
+
+def _held(verdict: types_pb2.Verdict) -> bool:
+    """Whether the replica's plan has room for the request now, promised or not."""
+    if verdict.kind == types_pb2.VERDICT_KIND_PENDING:
+        return not verdict.HasField("constraint")
+    return verdict.kind == types_pb2.VERDICT_KIND_ADMITTED
+
+
+def _lateness(hop: router_pb2.Hop) -> float:
+    return 0.0 if _held(hop.verdict) else hop.verdict.predicted_ttft_ms or math.inf
 
 
 class Offers:
@@ -35,7 +55,7 @@ class Offers:
     async def round(
         self, candidate: planner_pb2.Candidate, stage: types_pb2.Stage, order: Sequence[str]
     ) -> list[router_pb2.Hop]:
-        """What each replica's planner said, in order, up to the first promise.
+        """What each replica's planner said, in order, up to the first whose plan holds the request.
 
         A planner that does not answer is asked once per round, not once for each of its replicas. Raises
         InvalidRequestError where a planner finds the candidate malformed.
@@ -45,7 +65,7 @@ class Offers:
         for replica_id in order:
             hop = await self._hop(replica_id, candidate, stage, silent)
             hops.append(hop)
-            if admitted(hops):
+            if _held(hop.verdict):
                 break
         return hops
 

@@ -1,4 +1,4 @@
-"""Where a request runs: offers to the replicas, then the append to the queue of the one that promised.
+"""Where a request runs: offers to the replicas, then the append to the queue of the one that promised or lets it wait.
 
 Nothing is answered before Redis has acknowledged the append. A reservation that is not used is freed. The first
 placement follows the client's policy; a placement after a failure ends in best effort rather than in an error.
@@ -16,7 +16,7 @@ from services.core.slo import BEST_EFFORT
 from services.router.candidate import candidate_of, current_stage, output_tokens
 from services.router.fleet import Fleet
 from services.router.joined import joined
-from services.router.offers import Offers, admitted
+from services.router.offers import Offers, taker
 from services.router.planners import Planners
 from services.router.settings import RouterSettings
 from services.router.verdicts import (
@@ -71,10 +71,12 @@ class Placer:
         verdict in the details), CLIENT_DEADLINE, BROKER_UNAVAILABLE, and what `RequestStore.enqueue` raises.
         """
         waits = policy == types_pb2.ON_INFEASIBLE_WAIT
+        if waits:  # it waits here, not on a replica
+            request.verdict_mode = types_pb2.VERDICT_MODE_FIRM
         session_replica = await self._session_replica(session_id)
         hops, asked = await self._offer(request, session_replica, self._wait_until_us(request) if waits else 0)
-        if admitted(hops):
-            return await self._promise(request, hops, asked)
+        if taker(hops) is not None:
+            return await self._take(request, hops, asked)
         if policy in (types_pb2.ON_INFEASIBLE_REJECT, types_pb2.ON_INFEASIBLE_WAIT):
             raise self._refusal(request, hops, asked, waited=waits)
         if not hops:
@@ -86,15 +88,16 @@ class Placer:
         order = self._fleet.order(request, output_tokens(request), avoid=lost_replica)
         if not order:
             raise no_replica()
+        request.verdict_mode = types_pb2.VERDICT_MODE_FIRM  # its client has been told, or has waited long enough
         hops = await self._offers.round(candidate_of(request), current_stage(request), order)
-        if admitted(hops):
-            return await self._promise(request, hops, len(hops))
+        if taker(hops) is not None:
+            return await self._take(request, hops, len(hops))
         return await self._defer(request, hops, len(hops), None)
 
     async def _offer(
         self, request: types_pb2.QueuedRequest, session_replica: str | None, until_us: int
     ) -> tuple[Hops, int]:
-        """Hops of the last round and the number of offers made; goes on until a promise or `until_us`."""
+        """Hops of the last round and the number of offers made; goes on until a replica takes it or `until_us`."""
         candidate, stage = candidate_of(request), current_stage(request)
         asked, patience_s = 0, 0.0
         while True:
@@ -102,20 +105,28 @@ class Placer:
             hops = await self._offers.round(candidate, stage, order)
             asked += len(hops)
             left_s = (until_us - self._clock.now_us()) / 1e6
-            if admitted(hops) or hopeless(hops) or left_s <= 0 or self._draining:
+            if taker(hops) is not None or hopeless(hops) or left_s <= 0 or self._draining:
                 return hops, asked
             await asyncio.sleep(min(left_s, self._reoffer_s))
             await self._fleet.wait_for_change(min(left_s, patience_s))
             patience_s = min(_LONGEST_PAUSES * self._reoffer_s, patience_s + self._reoffer_s)
 
-    async def _promise(self, request: types_pb2.QueuedRequest, hops: Hops, asked: int) -> router_pb2.PlaceResponse:
-        """Append a promised request to its replica's queue and confirm the reservation."""
-        verdict, replica_id = hops[-1].verdict, hops[-1].replica_id
+    async def _take(self, request: types_pb2.QueuedRequest, hops: Hops, asked: int) -> router_pb2.PlaceResponse:
+        """Append a promised or pending request to its replica's queue and confirm the reservation."""
+        chosen = taker(hops)
+        assert chosen is not None, "the caller has looked"
+        verdict, replica_id = types_pb2.Verdict(), chosen.replica_id
+        verdict.CopyFrom(chosen.verdict)
         verdict.hops = asked
-        request.tier, request.promised = current_stage(request).tier, True
+        request.tier = current_stage(request).tier
+        request.promised = verdict.kind == types_pb2.VERDICT_KIND_ADMITTED
+        request.pending = not request.promised
         request.predicted_ttft_ms, request.predicted_tpot_ms = verdict.predicted_ttft_ms, verdict.predicted_tpot_ms
         stream = keys.queue_key(replica_id, request.tier)
         used = False
+        for hop in hops:
+            if hop is not chosen and hop.verdict.kind == types_pb2.VERDICT_KIND_PENDING:
+                self._planners.release(hop.replica_id, request.request_id, request.attempt)
         try:
             response = await self._append(request, stream, replica_id, hops, verdict)
             used = response.stream == stream and response.attempt == request.attempt
@@ -132,7 +143,7 @@ class Placer:
     ) -> router_pb2.PlaceResponse:
         """Append a request without a promise to the shared queue."""
         verdict = best_effort(current_stage(request), hops, asked, self._clock.now_us())
-        request.tier, request.promised = BEST_EFFORT, False
+        request.tier, request.promised, request.pending = BEST_EFFORT, False, False
         request.predicted_ttft_ms = request.predicted_tpot_ms = 0.0
         return await self._append(request, keys.BEST_EFFORT_QUEUE, "", hops, verdict, limit)
 

@@ -90,6 +90,13 @@ class Claims:
             claimed.request_id, claimed.attempt, self._owner, state, tier=tier, verdict="admitted"
         )
 
+    async def demoted(self, claimed: Claimed, *, started: bool) -> bool:
+        """Record that it is best effort now."""
+        state = RequestState.RUNNING if started else RequestState.CLAIMED
+        return await self._store.mark(
+            claimed.request_id, claimed.attempt, self._owner, state, tier=BEST_EFFORT, verdict="best_effort"
+        )
+
     async def still_ours(self, claimed: Claimed) -> bool:
         """Whether Redis still names this owner and attempt and the request has not ended."""
         record = await self._store.get(claimed.request_id)
@@ -116,16 +123,23 @@ class Claims:
         )
 
     async def hand_back(
-        self, claimed: Claimed, output_ids: Iterable[int] = (), first_token_us: int | None = None
+        self,
+        claimed: Claimed,
+        output_ids: Iterable[int] = (),
+        first_token_us: int | None = None,
+        *,
+        pending: bool = False,
     ) -> bool:
         """Put a request into the shared best-effort queue as its next attempt; `output_ids` are delivered already.
+
+        `pending`: its client waits for a verdict still, which whoever takes it gives.
 
         False where it has ended, or a later attempt is in force: then there was nothing to give.
         """
         again = types_pb2.QueuedRequest()
         again.CopyFrom(claimed.request)
         again.attempt += 1
-        again.tier, again.promised = BEST_EFFORT, False
+        again.tier, again.promised, again.pending = BEST_EFFORT, False, pending
         again.delivered_token_ids[:] = output_ids
         if first_token_us is not None:
             again.first_token_us = first_token_us

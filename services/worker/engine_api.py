@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
+from services.core.constraint import Constraint
 from services.core.perf_model import BatchShape, PerfModel
 from services.core.slo import StageSlo
+from services.core.verdict import VerdictMode
 
 __all__ = [
     "Engine",
@@ -17,6 +19,7 @@ __all__ = [
     "EngineInfo",
     "EngineOutput",
     "EngineReport",
+    "RequestDecision",
     "RequestProgress",
     "SamplingSpec",
     "Submission",
@@ -72,6 +75,8 @@ class Submission:
     arrival_s: float
     forecast_tokens: int
     first_token_s: float | None = None
+    pending: bool = False  # not decided: the hook decides it, as `verdict_mode` says, and reports
+    verdict_mode: VerdictMode = VerdictMode.FIRM
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +101,7 @@ class EngineInfo:
     max_num_seqs: int
     async_scheduling: bool
     eos_token_ids: tuple[int, ...] = ()
+    max_batch_tokens: int = 0  # 0: unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +126,24 @@ class RequestProgress:
 
 
 @dataclass(frozen=True, slots=True)
+class RequestDecision:
+    """The hook's verdict on a pending request: promised from now on, or best effort.
+
+    Predictions are those of the plan that decided (infinite or NaN where it had none). `tier` is the name of the tier
+    the constraint concerns. `retry_after_s`: how much later the same SLO would have been promised, 0 where unknown.
+    """
+
+    request_id: str
+    attempt: int
+    admitted: bool
+    predicted_ttft_s: float
+    predicted_tpot_s: float
+    constraint: Constraint
+    tier: str = ""
+    retry_after_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class EngineReport:
     """What the hook says after a step. `requests` holds all of them when `full`, else the new and changed ones."""
 
@@ -139,6 +163,7 @@ class EngineReport:
     batches: tuple[tuple[BatchShape, float], ...] = field(default=())  # executed since the last report, with seconds
     perf_model: PerfModel | None = None  # when it changed
     demoted_ids: tuple[str, ...] = ()
+    decided: tuple[RequestDecision, ...] = ()
 
 
 class Engine(Protocol):

@@ -67,6 +67,7 @@ def engine_info(config: "VllmConfig", total_blocks: int, block_size: int) -> Eng
         block_size=block_size,
         max_num_seqs=int(config.scheduler_config.max_num_seqs),
         async_scheduling=bool(config.scheduler_config.async_scheduling),
+        max_batch_tokens=int(config.scheduler_config.max_num_batched_tokens),
         eos_token_ids=_eos_ids(config),
     )
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from services.core.admission import Policy
+from services.core.verdict import EARLY_PROMPT_TOKENS
 from services.core.view import PlanSettings
 
 __all__ = ["EngineSettings"]
@@ -26,6 +28,8 @@ class EngineSettings:
     data_dir: where fitted profiles are kept.
     profile_s: about how long a replica without a cached profile measures itself.
     lapse_s: this long after the last promise, batches are no longer shortened for promises to come.
+    policy: how to choose among pending requests that do not all fit.
+    early_prompt_tokens: pending prompts up to this long are promised as soon as a plan holds them.
     """
 
     engine: Literal["vllm", "emulated"]
@@ -45,6 +49,8 @@ class EngineSettings:
     plan: PlanSettings = field(default_factory=PlanSettings)
     profile_s: float = 8.0
     lapse_s: float = 5.0
+    policy: Policy = Policy.MH
+    early_prompt_tokens: int = EARLY_PROMPT_TOKENS
 
     @property
     def threads(self) -> int:

@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+import math
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -11,9 +12,11 @@ from protos import planner_pb2, types_pb2
 from services.common.clock import Clock
 from services.common.errors import SloServeError
 from services.common.request_record import RequestState
-from services.core.slo import BEST_EFFORT
+from services.core.constraint import FITS
+from services.core.slo import BEST_EFFORT, Tier
 from services.worker.claims import Claimed, Claims
-from services.worker.engine_api import Engine, EngineEnd, EngineOutput, Submission
+from services.worker.decision_verdict import decision_verdict
+from services.worker.engine_api import Engine, EngineEnd, EngineOutput, RequestDecision, Submission
 from services.worker.outbox import Outbox
 from services.worker.output import OutputEnd
 from services.worker.stage_spans import StageSpans
@@ -23,6 +26,7 @@ __all__ = ["Generation", "GenerationParts"]
 
 _log = logging.getLogger(__name__)
 
+_DECISION_S = 1.0  # a first token that is out waits at most so long for the hook's word on a pending request
 _ENGINE_LOST_GRACE_S = 0.5  # an engine that dies fails its requests a moment before it is known to be dead
 
 
@@ -35,6 +39,7 @@ class GenerationParts:
     outbox: Outbox
     clock: Clock
     replica_id: str
+    tiers: Sequence[Tier]
     engine_lost: asyncio.Event
     on_finished: Callable[[planner_pb2.FinishedLength, EngineEnd], None]
     on_scheduled: Callable[[str, float], None]  # tier, seconds since the entry was appended
@@ -60,6 +65,8 @@ class Generation:
         self._spans = StageSpans(claimed, parts.replica_id, parts.clock)
         self._new_ids: list[int] = []
         self._promised = submission.promised
+        self._undecided = claimed.request.pending and not submission.promised
+        self._decision = asyncio.Event()
         self._scheduled = False
         self._leave: _Leave | None = None
         self._notes: set[asyncio.Task[None]] = set()
@@ -80,6 +87,8 @@ class Generation:
         self._parts.outbox.open(
             self.claimed.request_id, self.claimed.attempt, request.admission_id, request.delivered_token_ids
         )
+        if self._undecided and not self._submission.pending:
+            self._decide_without_hook("it was handed to the shared queue before it was decided")
         end, error = await self._generate()
         if self._mute and end is not EngineEnd.ERROR:
             end = EngineEnd.ABORTED  # it may have ended by itself just then, with tokens nobody was sent
@@ -116,13 +125,33 @@ class Generation:
     def promote(self, tier: str, verdict: types_pb2.Verdict) -> None:
         """Promise it from now on."""
         self._promised = True
+        self._settled()
         self._parts.engine.promote(self.claimed.request_id, tier)
         self._parts.outbox.verdict(self.claimed.request_id, self.claimed.attempt, verdict)
         self._note(self._parts.claims.promoted(self.claimed, tier, started=bool(self._new_ids)))
 
+    def decided(self, decision: RequestDecision) -> None:
+        """The scheduler's verdict on it, where it was pending."""
+        if not self._undecided or decision.attempt != self.claimed.attempt:
+            return
+        self._promised = decision.admitted
+        request, now_us = self.claimed.request, self._parts.clock.now_us()
+        verdict = decision_verdict(
+            decision, request, replica_id=self._parts.replica_id, tiers=self._parts.tiers, now_us=now_us
+        )
+        self._parts.outbox.verdict(self.claimed.request_id, self.claimed.attempt, verdict)
+        started = bool(self._new_ids)
+        claims = self._parts.claims
+        if decision.admitted:
+            self._note(claims.promoted(self.claimed, request.tier, started=started))
+        else:
+            self._note(claims.demoted(self.claimed, started=started))
+        self._settled()
+
     def demoted(self) -> None:
         """The scheduler moved it to best effort."""
         self._promised = False
+        self._settled()
         verdict = types_pb2.Verdict(
             kind=types_pb2.VERDICT_KIND_BEST_EFFORT,
             replica_id=self._parts.replica_id,
@@ -140,6 +169,8 @@ class Generation:
             return EngineEnd.ABORTED, ""
         try:
             async for output in self._parts.engine.generate(self._submission):
+                if self._undecided and output.token_ids:
+                    await self._until_decided()
                 self._take(output)
                 if output.end is not None:
                     return output.end, output.error
@@ -147,6 +178,23 @@ class Generation:
             _log.exception("request %s failed in the engine", self.claimed.request_id)
             return EngineEnd.ERROR, f"{type(error).__name__}: {error}"
         return EngineEnd.ABORTED, ""
+
+    async def _until_decided(self) -> None:
+        """A verdict comes no later than the first token, although the two leave the engine on different ways."""
+        try:
+            await asyncio.wait_for(self._decision.wait(), _DECISION_S)
+        except TimeoutError:
+            _log.warning("request %s has a token but no verdict of the scheduler", self.claimed.request_id)
+            self._decide_without_hook("its first token came before a verdict")
+
+    def _decide_without_hook(self, why: str) -> None:
+        request_id, attempt = self.claimed.request_id, self.claimed.attempt
+        _log.info("request %s is best effort: %s", request_id, why)
+        self.decided(RequestDecision(request_id, attempt, False, math.nan, math.nan, FITS))
+
+    def _settled(self) -> None:
+        self._undecided = False
+        self._decision.set()
 
     def _take(self, output: EngineOutput) -> None:
         if not output.token_ids or self._mute:
@@ -196,7 +244,8 @@ class Generation:
         first_token_us = None if first_token_s is None else self._parts.clock.to_unix_us(first_token_s)
         self._parts.outbox.discard(self.claimed.request_id, self.claimed.attempt)
         self._close_spans("handed back")
-        await self._parts.claims.hand_back(self.claimed, (*request.delivered_token_ids, *self._new_ids), first_token_us)
+        output_ids = (*request.delivered_token_ids, *self._new_ids)
+        await self._parts.claims.hand_back(self.claimed, output_ids, first_token_us, pending=self._undecided)
 
     def _close_spans(self, error: str | None) -> None:
         last = self._times.finish() if self._new_ids else None

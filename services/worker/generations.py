@@ -85,6 +85,9 @@ class Generations:
             generation = self._running.get(progress.request_id)
             if generation is not None and progress.scheduled_at_s is not None:
                 generation.scheduled(progress.scheduled_at_s)
+        for decision in report.decided:
+            if decision.request_id in self._running:
+                self._running[decision.request_id].decided(decision)
         for request_id in report.demoted_ids:
             if request_id in self._running:
                 self._running[request_id].demoted()

@@ -1,8 +1,9 @@
 """The scheduler hook's state and decisions, without vLLM: what runs, what each step may contain, what is reported.
 
 Theory of operation. `scheduler.py` calls `arrived`, `preempted` and `removed` as the engine's membership changes.
-Before a step it asks `shortage` (best effort to preempt first) and `steer`, which forms the batch with the core and
-says it as limits: tokens per request, and which waiting requests to let in, in order. After the step was scheduled,
+Before a step it asks `reconsider` (verdicts on pending requests), `shortage` (best effort to preempt first) and
+`steer`, which forms the batch with the core and says it as limits: tokens per request, and which waiting requests to
+let in, in order. After the step was scheduled,
 `scheduled` books it as in flight; when its output is back, `completed` and `observed` turn predictions into facts.
 Everything is counted at schedule time, in flight included, so one batch in flight and two are the same code.
 """
@@ -12,12 +13,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from services.core.admission import Policy
 from services.core.batch import form_batch
-from services.core.perf_model import BatchShape, PerfModel, Segment
+from services.core.duration_cap import caps_around
+from services.core.perf_model import BatchShape, PerfModel
 from services.core.slo import BEST_EFFORT
-from services.core.view import BEST_EFFORT_TIER, Decoder, PlanSettings, Prefill, ReplicaView
+from services.core.verdict import EARLY_PROMPT_TOKENS, VerdictKind
+from services.core.view import PlanSettings, ReplicaView
+from services.core.warm import warm_up
 from services.worker import hook_room
 from services.worker.decoder_table import DecoderTable
+from services.worker.hook_pending import PendingRequests
 from services.worker.hook_request import TierNames, TrackedRequest
 from services.worker.hook_room import admissible, blocks_to_finish, new_blocks
 from services.worker.hook_steering import Pool, Progress, Shortage, Steering
@@ -37,11 +43,19 @@ class Hook:
     """State of one engine as its scheduler sees it."""
 
     def __init__(
-        self, settings: PlanSettings, model: PerfModel | None, lapse_s: float, max_num_seqs: int, now_s: float
+        self,
+        settings: PlanSettings,
+        model: PerfModel | None,
+        lapse_s: float,
+        max_num_seqs: int,
+        now_s: float,
+        policy: Policy = Policy.MH,
+        early_prompt_tokens: int = EARLY_PROMPT_TOKENS,
     ) -> None:
         self.timer = StepTimer(model)
         self.table = DecoderTable(max_num_seqs)
         self.prefilling: dict[str, TrackedRequest] = {}
+        self.pending = PendingRequests(policy, early_prompt_tokens)
         self.waiting_count = 0
         self.changed: dict[str, TrackedRequest] = {}
         self.gone: list[int] = []
@@ -50,6 +64,7 @@ class Hook:
         self._probes: set[str] = set()
         self.reorder = False
         self._settings = settings
+        self._policy = policy
         self._default_caps_s = settings.caps_s
         self._lapse_s = lapse_s
         self._tiers = TierNames()
@@ -64,11 +79,18 @@ class Hook:
         """Index of the request's tier now; -1 without a promise."""
         return self._tiers.index(request.tier_name)
 
+    def tier_name(self, tier: int) -> str:
+        """Name of a tier that views of this hook use."""
+        return self._tiers.name(tier)
+
     def arrived(self, request: TrackedRequest, now_s: float) -> None:
         """A request is in the engine's queue."""
         self.changed[request.key] = request
         if request.promised:
             self._promised += 1
+        if request.pending:
+            self.pending.add(request)
+        if request.on_tier:
             self._last_promise_s = now_s
         probe = request.terms.probe
         if probe is not None:
@@ -76,13 +98,26 @@ class Hook:
             self.probe_budget = probe.budget if len(self._probes) == probe.requests else 0
 
     def promote(self, request: TrackedRequest, tier: str, now_s: float) -> None:
-        """A best-effort request has a promise from now on."""
+        """A request has a promise from now on."""
         if request.promised or tier == BEST_EFFORT:
             return
+        self.pending.discard(request)
         request.promote(tier)
         self._promised += 1
         self._last_promise_s = now_s
         self._moved(request)
+
+    def _demote(self, request: TrackedRequest) -> None:
+        """A pending request will have no promise."""
+        self.pending.discard(request)
+        request.demote()
+        self._moved(request)
+
+    def _settle(self, request: TrackedRequest, verdict: VerdictKind, now_s: float) -> None:
+        if verdict is VerdictKind.ADMITTED:
+            self.promote(request, request.tier_name, now_s)
+        elif verdict is VerdictKind.DECLINED:
+            self._demote(request)
 
     def preempted(self, request: TrackedRequest) -> None:
         """The engine took the request's KV blocks; it waits again, its computed tokens lost."""
@@ -98,6 +133,7 @@ class Hook:
         self.changed.pop(request.key, None)
         self._staged.pop(request.key, None)
         self.gone.append(request.number)
+        self.pending.discard(request)
         if request.promised:
             self._promised -= 1
         self._probes.discard(request.key)
@@ -118,31 +154,38 @@ class Hook:
 
     # Planning
 
-    def warm_up(self, pool: Pool) -> None:
+    def warm_up(self) -> None:
         """Have the core's kernels compiled (or loaded) before the first step needs them."""
-        model = self.timer.model if self.timer.model is not None else PerfModel((Segment(1e-4, b=1e-2),))
-        decoders = [Decoder("a", 0, 1.0, 0.1, 8, 8), Decoder("b", BEST_EFFORT_TIER, 0.0, 0.1, 8, 8)]
-        prefills = [Prefill("c", 0, 1.0, 0.1, 32), Prefill("d", BEST_EFFORT_TIER, 1.0, 0.1, 32)]
-        form_batch(ReplicaView(0.0, model, decoders, prefills, pool.free_blocks, pool.total_blocks), self._settings)
+        warm_up(self._policy)
 
     def set_cap(self, seconds: float | None) -> None:
-        """Cap the duration of batches; None restores the configured caps."""
-        caps = self._default_caps_s if seconds is None else (seconds,)
+        """Cap the duration of batches, with longer ones tried on conflict; None restores the configured caps."""
+        caps = self._default_caps_s if seconds is None else caps_around(seconds)
         self._settings = replace(self._settings, caps_s=caps)
 
     def planning(self, now_s: float) -> bool:
         """Whether steps are planned: there is a model, no profile is running, and promises are or were around."""
         if self.timer.model is None or self._probes:
             return False
-        return self._promised > 0 or now_s - self._last_promise_s < self._lapse_s
+        return self._promised > 0 or len(self.pending) > 0 or now_s - self._last_promise_s < self._lapse_s
 
     def considered(self, waiting: Sequence[TrackedRequest]) -> list[TrackedRequest]:
-        """The waiting requests worth planning with: all promised ones and the first of best effort."""
-        promised = [request for request in waiting if request.promised]
-        if len(promised) == len(waiting):
-            return promised
-        best_effort = (request for request in waiting if not request.promised)
-        return promised + [request for request, _ in zip(best_effort, range(_BEST_EFFORT_WINDOW), strict=False)]
+        """The waiting requests worth planning with: all promised or pending ones and the first of best effort."""
+        on_tier = [request for request in waiting if request.on_tier]
+        if len(on_tier) == len(waiting):
+            return on_tier
+        best_effort = (request for request in waiting if not request.on_tier)
+        return on_tier + [request for request, _ in zip(best_effort, range(_BEST_EFFORT_WINDOW), strict=False)]
+
+    def reconsider(self, now_s: float, waiting: Sequence[TrackedRequest], pool: Pool) -> list[TrackedRequest]:
+        """Ask about the pending requests; those of `waiting` that the next batch may start."""
+        if not self.pending:
+            return list(waiting)
+        on_tier = [request for request in waiting if request.on_tier]
+        view = self._view(now_s, on_tier, pool, [*self.prefilling.values()])
+        for request, verdict in self.pending.ask(view, self._settings_now(now_s)):
+            self._settle(request, verdict, now_s)
+        return [request for request in waiting if request.key not in self.pending.set_aside]
 
     def steer(self, now_s: float, waiting: Sequence[TrackedRequest], pool: Pool) -> Steering:
         """Form the next batch and say it as limits."""
@@ -188,10 +231,20 @@ class Hook:
         missing = Shortage(max(0, blocks - pool.free_blocks), max(0, len(starting) - pool.free_seats))
         return missing if missing.blocks or missing.seats else None
 
-    def _view(self, now_s: float, waiting: Sequence[TrackedRequest], pool: Pool) -> ReplicaView:
+    def _view(
+        self,
+        now_s: float,
+        waiting: Sequence[TrackedRequest],
+        pool: Pool,
+        started: Sequence[TrackedRequest] | None = None,
+    ) -> ReplicaView:
+        """What the core sees; of the started prefills by default those that are not set aside for this batch."""
         model = self.timer.model
         assert model is not None
-        prefills = [request.prefill(self.tier_of(request)) for request in (*self.prefilling.values(), *waiting)]
+        if started is None:
+            aside = self.pending.set_aside
+            started = [request for request in self.prefilling.values() if request.key not in aside]
+        prefills = [request.prefill(self.tier_of(request)) for request in (*started, *waiting)]
         return ReplicaView(
             now_s,
             model,
@@ -236,6 +289,9 @@ class Hook:
             request.scheduled_at_s = request.scheduled_at_s or now_s
             self.prefilling[request.key] = request
             self.reorder = True
+            if request.pending:
+                verdict = self.pending.starting(request, request.prefill(self.tier_of(request)))
+                self._settle(request, verdict, now_s)
         if progress.computed_tokens < progress.total_tokens:
             return False
         del self.prefilling[request.key]
@@ -256,6 +312,9 @@ class Hook:
         step = self._steps.pop(0)
         for request in step.first_tokens:
             if request.anchor_s is None and len(request.produced):
+                if request.pending:
+                    prefill = request.prefill(self.tier_of(request))
+                    self._settle(request, self.pending.first_token(request, prefill, now_s), now_s)
                 request.first_token(now_s)
                 self.changed[request.key] = request
                 if request.decoding:

@@ -5,7 +5,9 @@ from typing import Any
 
 import msgspec
 
+from services.core.admission import Policy
 from services.core.perf_model import PerfModel, Segment
+from services.core.verdict import EARLY_PROMPT_TOKENS
 from services.core.view import PlanSettings
 from services.worker.link import ModelTerms
 
@@ -26,7 +28,8 @@ class HookConfig(msgspec.Struct, frozen=True):
     """`address` is the link's socket. Without a `model` nothing is planned until a directive brings one.
 
     `lapse_s`: this long after the last promise, batches are no longer shortened for promises to come.
-    `report_interval_s`: reports of mere progress are at least this far apart.
+    `report_interval_s`: reports of mere progress are at least this far apart. `policy` chooses among pending requests,
+    `early_prompt_tokens` is how long a prompt may be to be promised before its prefill starts.
     """
 
     address: str
@@ -35,6 +38,8 @@ class HookConfig(msgspec.Struct, frozen=True):
     lapse_s: float = 5.0
     report_interval_s: float = 0.02
     emulation: EmulationTerms | None = None
+    policy: Policy = Policy.MH
+    early_prompt_tokens: int = EARLY_PROMPT_TOKENS
 
     def plan_settings(self, max_batch_tokens: int) -> PlanSettings:
         """The core's settings; the engine's own limit on tokens per batch wins."""

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 
 from services.core.perf_model import BatchShape
-from services.worker.engine_api import EngineReport, RequestProgress
+from services.worker.engine_api import EngineReport, RequestDecision, RequestProgress
 from services.worker.hook_config import model_of
-from services.worker.link import ReportMessage, RequestEntry
+from services.worker.link import DecidedEntry, ReportMessage, RequestEntry
 
 __all__ = ["HookMirror"]
 
@@ -41,6 +41,8 @@ class HookMirror:
                 forecast_tokens=left,
                 next_deadline_s=due_s,
             )
+        known = [(self._requests.get(entry.number), entry) for entry in message.decided]
+        decided = tuple(_decision(request, entry) for request, entry in known if request is not None)
         removed = [self._requests.pop(number) for number in message.removed if number in self._requests]
         demoted = [self._requests[number].request_id for number in message.demoted if number in self._requests]
         report = EngineReport(
@@ -60,6 +62,7 @@ class HookMirror:
             batches=tuple((BatchShape(*row[:4]), row[4]) for row in message.batches),
             perf_model=model_of(message.model) if message.model is not None else None,
             demoted_ids=tuple(demoted),
+            decided=decided,
         )
         self._last = report
         return report
@@ -76,6 +79,7 @@ class HookMirror:
             batches=(),
             perf_model=None,
             demoted_ids=(),
+            decided=(),
         )
 
 
@@ -83,6 +87,19 @@ def _rows(message: ReportMessage) -> list[tuple[int, int, int, int, float]]:
     number, context, outputs, left, due_s = message.decoding
     columns = [np.frombuffer(column, np.int64).tolist() for column in (number, context, outputs, left)]
     return list(zip(*columns, np.frombuffer(due_s, np.float64).tolist(), strict=True))
+
+
+def _decision(request: RequestProgress, entry: DecidedEntry) -> RequestDecision:
+    return RequestDecision(
+        request.request_id,
+        request.attempt,
+        entry.admitted,
+        entry.predicted_ttft_s,
+        entry.predicted_tpot_s,
+        entry.constraint,
+        entry.tier,
+        entry.retry_after_s,
+    )
 
 
 def _progress(entry: RequestEntry) -> RequestProgress:

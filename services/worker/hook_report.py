@@ -6,9 +6,10 @@ import numpy as np
 
 from services.worker.hook import Hook
 from services.worker.hook_config import model_terms
+from services.worker.hook_pending import Decided
 from services.worker.hook_request import TrackedRequest
 from services.worker.hook_steering import Pool
-from services.worker.link import HookEnd, ReportMessage, RequestEntry
+from services.worker.link import DecidedEntry, HookEnd, ReportMessage, RequestEntry
 
 __all__ = ["Reporter"]
 
@@ -38,8 +39,8 @@ class Reporter:
         self._seq += 1
         self._sent_s = now_s
         changed = {**hook.changed, **hook.prefilling}
-        queued = [request for request in waiting if not request.promised]
-        best_effort_prefill = [r for r in hook.prefilling.values() if not r.promised]
+        queued = [request for request in waiting if not request.on_tier]
+        best_effort_prefill = [r for r in hook.prefilling.values() if not r.on_tier]
         model = hook.timer.take_model()
         message = ReportMessage(
             self._seq,
@@ -63,6 +64,7 @@ class Reporter:
             1e6 * self._hook_s / max(1, self._hook_steps),
             model_terms(model) if model is not None else None,
             (),
+            tuple(self._decided(decided) for decided in hook.pending.take_decided()),
         )
         hook.changed.clear()
         hook.gone.clear()
@@ -74,6 +76,18 @@ class Reporter:
         columns = (table.ints("number"), table.ints("context"), table.ints("outputs"), table.forecast_left)
         number, context, outputs, left = (np.ascontiguousarray(column).tobytes() for column in columns)
         return number, context, outputs, left, table.due_s.tobytes()
+
+    def _decided(self, decided: Decided) -> DecidedEntry:
+        constraint = decided.constraint
+        return DecidedEntry(
+            decided.request.number,
+            decided.admitted,
+            decided.predicted_ttft_s,
+            decided.predicted_tpot_s,
+            constraint,
+            self._hook.tier_name(constraint.tier) if constraint.tier >= 0 else "",
+            decided.retry_after_s,
+        )
 
     def _entry(self, request: TrackedRequest) -> RequestEntry:
         if request.decoding:

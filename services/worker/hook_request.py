@@ -20,6 +20,10 @@ class TierNames:
         """The index of a tier, new names included."""
         return self._indices.setdefault(name, len(self._indices) - 1)
 
+    def name(self, index: int) -> str:
+        """The tier of an index that was given out."""
+        return next(name for name, known in self._indices.items() if known == index)
+
 
 class TrackedRequest:
     """A request between arrival and end.
@@ -38,6 +42,7 @@ class TrackedRequest:
         "max_tokens",
         "number",
         "outputs",
+        "pending",
         "produced",
         "promised",
         "prompt_tokens",
@@ -67,6 +72,7 @@ class TrackedRequest:
         self.produced = produced  # the engine's own list of output ids, growing
         self.max_tokens = max_tokens
         self.promised = terms.promised
+        self.pending = terms.pending and not terms.promised and terms.first_token_s is None
         self.tier_names = [stage.tier for stage in terms.stages]
         self.tracker = StageTracker([stage.slo() for stage in terms.stages])
         self.prompt_tokens = len(prompt_ids)
@@ -106,8 +112,13 @@ class TrackedRequest:
 
     @property
     def tier_name(self) -> str:
-        """Tier of the current stage; best effort for a request without a promise."""
-        return self.tier_names[self.tracker.stage_index] if self.promised else BEST_EFFORT
+        """Tier of the current stage; best effort for a request that was decided to have no promise."""
+        return self.tier_names[self.tracker.stage_index] if self.on_tier else BEST_EFFORT
+
+    @property
+    def on_tier(self) -> bool:
+        """Whether it is planned on its tier: promised, or still pending."""
+        return self.promised or self.pending
 
     @property
     def due_s(self) -> float:
@@ -124,8 +135,13 @@ class TrackedRequest:
 
     def promote(self, tier: str) -> None:
         """From now on the request has a promise; stages that had no tier of their own get `tier`."""
-        self.promised = True
+        self.promised, self.pending = True, False
         self.tier_names = [tier if name == BEST_EFFORT else name for name in self.tier_names]
+        self._prefill = None
+
+    def demote(self) -> None:
+        """From now on the request is best effort."""
+        self.promised = self.pending = False
         self._prefill = None
 
     def first_token(self, at_s: float) -> None:

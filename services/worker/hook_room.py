@@ -26,7 +26,7 @@ def crowded(
     table: DecoderTable, started: Collection[TrackedRequest], waiting: Sequence[TrackedRequest], pool: Pool
 ) -> bool:
     """Whether all promised work together could lack blocks or seats."""
-    tiered = [request for request in (*started, *waiting) if request.promised]
+    tiered = [request for request in (*started, *waiting) if request.on_tier]
     blocks = len(table) + sum(blocks_to_finish(request, pool) + 1 for request in tiered)
     return blocks > pool.free_blocks or sum(not request.started for request in tiered) > pool.free_seats
 
@@ -42,12 +42,12 @@ def admissible(
     if not waiting:
         return []
     free = pool.free_blocks - new_blocks(table, pool)
-    free -= sum(blocks_to_finish(request, pool) for request in started if request.promised)
-    best_effort = sum(blocks_to_finish(request, pool) for request in started if not request.promised)
+    free -= sum(blocks_to_finish(request, pool) for request in started if request.on_tier)
+    best_effort = sum(blocks_to_finish(request, pool) for request in started if not request.on_tier)
     fitting: list[TrackedRequest] = []
-    for request in sorted(waiting, key=lambda r: (not r.promised, r.due_s if r.promised else 0.0)):
+    for request in sorted(waiting, key=lambda r: (not r.on_tier, r.due_s if r.on_tier else 0.0)):
         free -= blocks_to_finish(request, pool)
-        if free < (0 if request.promised else best_effort):
+        if free < (0 if request.on_tier else best_effort):
             break
         fitting.append(request)
     return fitting

@@ -142,7 +142,9 @@ class Intake:
             submission = OutputEnd(types_pb2.FINISH_REASON_ERROR, error.text)
         if isinstance(submission, Submission):
             prompt_tokens = len(submission.token_ids)
-            self._room.submitted(claimed.request_id, prompt_tokens, best_effort=not submission.promised)
+            self._room.submitted(
+                claimed.request_id, prompt_tokens, best_effort=not (submission.promised or submission.pending)
+            )
             await self._generations.start(claimed, submission)
         else:
             await self._end(claimed, submission)

@@ -13,7 +13,10 @@ import msgspec
 import zmq
 import zmq.asyncio
 
+from services.core.constraint import Constraint
+
 __all__ = [
+    "DecidedEntry",
     "Directive",
     "HookEnd",
     "LinkPath",
@@ -78,6 +81,18 @@ class RequestEntry(msgspec.Struct, frozen=True, array_like=True):
     scheduled_at_s: float | None
 
 
+class DecidedEntry(msgspec.Struct, frozen=True, array_like=True):
+    """The hook's verdict on the pending request `number`; see `engine_api.RequestDecision`."""
+
+    number: int
+    admitted: bool
+    predicted_ttft_s: float
+    predicted_tpot_s: float
+    constraint: Constraint
+    tier: str
+    retry_after_s: float
+
+
 class ReportMessage(msgspec.Struct, frozen=True, array_like=True):
     """What the hook says after a step.
 
@@ -107,6 +122,7 @@ class ReportMessage(msgspec.Struct, frozen=True, array_like=True):
     hook_us: float
     model: ModelTerms | None
     demoted: tuple[int, ...]
+    decided: tuple[DecidedEntry, ...]
 
 
 class LinkPath:

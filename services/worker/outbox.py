@@ -84,7 +84,7 @@ class Outbox:
         """The promise changed on this replica."""
         output = self._current(request_id, attempt)
         if output is not None and output.end is None:
-            output.verdict = verdict
+            output.verdict, output.verdict_sent = verdict, False
             self._mark(output)
 
     def finish(self, request_id: str, attempt: int, end: OutputEnd) -> None:
@@ -116,7 +116,7 @@ class Outbox:
             )
         self._channel(output.admission_id).dirty.pop(request_id, None)
         output.admission_id = admission_id
-        output.cursor = from_token
+        output.cursor, output.verdict_sent = from_token, False
         output.orphan_grace_s = max(self._retention_s, grace_s)
         output.attached_at_s = self._clock.now_s()
         self._mark(output)

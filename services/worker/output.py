@@ -29,7 +29,8 @@ class Output:
     attached_at_s: float  # to its admission process
     emitted_us: int = 0
     scheduled_us: int = 0
-    verdict: types_pb2.Verdict | None = None
+    verdict: types_pb2.Verdict | None = None  # the last one given here
+    verdict_sent: bool = False
     end: OutputEnd | None = None
     ended_at_s: float = 0.0
     delivered: bool = False  # the chunk with the end was handed to a subscription
@@ -46,9 +47,9 @@ class Output:
         )
         self.cursor = len(self.ids)
         self.scheduled_us = 0
-        if self.verdict is not None:
+        if self.verdict is not None and not self.verdict_sent:
             chunk.verdict.CopyFrom(self.verdict)
-            self.verdict = None
+            self.verdict_sent = True
         if self.end is not None:
             chunk.finish_reason = self.end.reason
             chunk.error = self.end.error

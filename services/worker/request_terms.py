@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from services.core.slo import BEST_EFFORT, StageKind, StageSlo
+from services.core.verdict import VerdictMode
 from services.worker.engine_api import Submission
 
 __all__ = [
@@ -61,6 +62,8 @@ class RequestTerms(msgspec.Struct, frozen=True, array_like=True):
     first_token_s: float | None
     stages: tuple[StageTerms, ...]
     probe: ProbeTerms | None = None
+    pending: bool = False
+    verdict_mode: VerdictMode = VerdictMode.FIRM
 
 
 def terms_of(submission: Submission) -> RequestTerms:
@@ -81,6 +84,8 @@ def terms_of(submission: Submission) -> RequestTerms:
         submission.delivered_tokens,
         submission.first_token_s,
         stages,
+        pending=submission.pending,
+        verdict_mode=submission.verdict_mode,
     )
 
 

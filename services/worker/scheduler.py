@@ -67,6 +67,8 @@ class SloScheduler(Scheduler):  # type: ignore[misc]
             config.lapse_s,
             self.max_num_active_reqs,
             clock(),
+            config.policy,
+            config.early_prompt_tokens,
         )
         self._tracked: dict[str, TrackedRequest] = {}
         self._by_request_id: dict[str, TrackedRequest] = {}
@@ -76,7 +78,7 @@ class SloScheduler(Scheduler):  # type: ignore[misc]
         self._stalled = False  # the last batch could not be executed: the next step is vLLM's own, rather than idle
         self._link = HookEnd(config.address)
         self._reporter = Reporter(self._link, self._hook, config.report_interval_s)
-        self._hook.warm_up(self._pool())
+        self._hook.warm_up()
         self._reporter.flush(clock(), 0, self._pool(), (), self._token_limit)
 
     # What vLLM calls
@@ -182,6 +184,7 @@ class SloScheduler(Scheduler):  # type: ignore[misc]
             return Steering(budget=hook.probe_budget)
         waiting = hook.considered(list(self._waiting()))
         self._look_up_prefixes(waiting)
+        waiting = hook.reconsider(now_s, waiting, self._pool())
         self._make_room(now_s, waiting)
         waiting = [tracked for tracked in waiting if tracked.key in self._tracked and not tracked.started]
         return hook.steer(now_s, waiting, self._pool())
@@ -205,7 +208,7 @@ class SloScheduler(Scheduler):  # type: ignore[misc]
     def _rank(self, key: str) -> tuple[int, float]:
         """Place in `running`: promised decoders, promised prefills by deadline, best effort by start."""
         tracked = self._tracked[key]
-        if not tracked.promised:
+        if not tracked.on_tier:
             return 2, 0.0
         return (0, 0.0) if tracked.decoding else (1, tracked.due_s)
 
@@ -221,7 +224,7 @@ class SloScheduler(Scheduler):  # type: ignore[misc]
         """Preempt best effort, latest first, where promised work of the next batch lacks blocks or seats."""
         if not self._hook.crowded(waiting, self._pool()):
             return
-        victims = [request for request in self.running if not self._tracked[request.request_id].promised]
+        victims = [request for request in self.running if not self._tracked[request.request_id].on_tier]
         if not victims:
             return
         shortage = self._hook.shortage(now_s, waiting, self._pool(), self._held_blocks(victims))

@@ -6,7 +6,9 @@ from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import NoDecode
 
 from services.common.config import ServiceSettings
+from services.core.admission import Policy
 from services.core.presets import PRESETS
+from services.core.verdict import EARLY_PROMPT_TOKENS
 from services.worker.engine_settings import EngineSettings
 
 __all__ = ["WorkerSettings"]
@@ -28,6 +30,8 @@ class WorkerSettings(ServiceSettings):
     kv_cache_gib: memory for the KV cache of a CPU engine; 0 leaves the choice to the engine.
     async_scheduling: two batches in flight; `auto` is the engine's own choice.
     profile_s: about how long a replica without a cached profile measures itself.
+    policy: how to choose among pending requests that do not all fit.
+    early_prompt_tokens: pending prompts up to this long are promised as soon as a plan holds them.
     lease_s: how long the replica stays known without a sign of life.
     retention_s: how long output nobody has collected is kept after its end, and how long a request runs on while no
         admission process subscribes to it.
@@ -50,6 +54,8 @@ class WorkerSettings(ServiceSettings):
     kv_cache_gib: Annotated[float, Field(ge=0, le=4096)] = 0.0
     async_scheduling: Literal["auto", "on", "off"] = "auto"
     profile_s: Annotated[float, Field(ge=1, le=600)] = 8.0
+    policy: Policy = Policy.MH
+    early_prompt_tokens: Annotated[int, Field(ge=0)] = EARLY_PROMPT_TOKENS
     lease_s: Annotated[float, Field(ge=0.5, le=60)] = 3.0
     retention_s: Annotated[float, Field(ge=1, le=3600)] = 60.0
 
@@ -96,4 +102,6 @@ class WorkerSettings(ServiceSettings):
             kv_cache_gib=self.kv_cache_gib or None,
             async_scheduling=None if self.async_scheduling == "auto" else self.async_scheduling == "on",
             profile_s=self.profile_s,
+            policy=self.policy,
+            early_prompt_tokens=self.early_prompt_tokens,
         )

@@ -85,6 +85,8 @@ class StateMirror:
             block_size=info.block_size,
             max_num_seqs=info.max_num_seqs,
             max_model_len=info.max_model_len,
+            max_batch_tokens=info.max_batch_tokens,
+            batches_in_flight=2 if info.async_scheduling else 1,
             engine_free_at_us=self._us(now_s if latest is None else latest.engine_free_at_s),
             step=0 if latest is None else latest.step,
             finished=self._finished,

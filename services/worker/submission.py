@@ -2,8 +2,9 @@
 
 from protos import types_pb2
 from services.common.clock import Clock
-from services.common.wire import stages_from_wire
+from services.common.wire import stages_from_wire, verdict_mode_from_wire
 from services.core.lengths import LengthForecaster
+from services.core.slo import BEST_EFFORT
 from services.worker.engine_api import EngineInfo, SamplingSpec, Submission
 from services.worker.output import OutputEnd
 
@@ -42,6 +43,8 @@ def submission_of(
         stages=stages_from_wire(request.stages),
         tiers=tuple(stage.tier for stage in request.stages),
         promised=request.promised,
+        pending=request.pending and request.tier != BEST_EFFORT,
+        verdict_mode=verdict_mode_from_wire(request.verdict_mode),
         ttft_deadline_s=clock.to_monotonic_s(request.ttft_deadline_us),
         arrival_s=clock.to_monotonic_s(request.arrival_us),
         forecast_tokens=forecast.mean_tokens,

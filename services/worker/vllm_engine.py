@@ -146,6 +146,8 @@ class VllmEngine:
             model,
             self._settings.lapse_s,
             emulation=EmulationTerms(model, vocabulary, special_ids_of(self._settings.model)),
+            policy=self._settings.policy,
+            early_prompt_tokens=self._settings.early_prompt_tokens,
         )
         await self._launch(emulated_arguments(self._settings, hook, chosen), bool(self._settings.async_scheduling))
         self._profile = ReplicaProfile(chosen.model, 1.0)
@@ -154,7 +156,13 @@ class VllmEngine:
     async def _start_vllm(self, address: str) -> None:
         from vllm.platforms import current_platform
 
-        hook = HookConfig(address, self._settings.plan, lapse_s=self._settings.lapse_s)
+        hook = HookConfig(
+            address,
+            self._settings.plan,
+            lapse_s=self._settings.lapse_s,
+            policy=self._settings.policy,
+            early_prompt_tokens=self._settings.early_prompt_tokens,
+        )
         on_cpu = bool(current_platform.is_cpu())
         config = await self._launch(vllm_arguments(self._settings, hook, on_cpu), False)
         hardware = processor_name() if on_cpu else str(current_platform.get_device_name())

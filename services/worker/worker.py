@@ -180,6 +180,7 @@ class Worker:
             outbox=self._outbox,
             clock=self._clock,
             replica_id=self._settings.replica_id,
+            tiers=self._catalogue.tier_list(),
             engine_lost=self._engine_lost,
             on_finished=on_finished,
             on_scheduled=self._measure.scheduled,
