@@ -22,6 +22,7 @@ def warm_up(policy: Policy = Policy.MH) -> None:
     view = ReplicaView(0.0, model, decoders, (), 1000, 1004)
     for settings in (PlanSettings(early_spend=0.1), PlanSettings(acceptance=(0.5, 0.5), verify_tokens=(2, 2))):
         decide(view, candidates, policy, settings)
+        retry_delays_s(view, candidates, policy, settings)
         form_batch(replace(view, prefills=candidates), settings)
         form_batch(view, settings)
     later = [replace(candidate, deadline_s=0.3) for candidate in candidates]  # the last one is late, but not hopeless

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 import zmq
 from vllm.config import VllmConfig
@@ -23,11 +24,12 @@ from vllm.v1.structured_output import StructuredOutputManager
 
 from services.core.presets import preset
 from services.core.slo import BEST_EFFORT, StageKind
+from services.core.verdict import VerdictMode
 from services.worker.emulated_executor import EmulatedExecutor
 from services.worker.engine_arguments import emulated_arguments
 from services.worker.engine_settings import EngineSettings
 from services.worker.hook_config import EmulationTerms, HookConfig, model_terms
-from services.worker.link import LinkPath
+from services.worker.link import DecidedEntry, LinkPath, ReportMessage
 from services.worker.request_terms import RequestTerms, StageTerms, to_extra_args
 from services.worker.scheduler import SloScheduler
 
@@ -97,6 +99,7 @@ class DrivenScheduler:
         self._hasher = get_request_block_hasher(block_size, hash_function)
         self._in_flight: deque[tuple[SchedulerOutput, ModelRunnerOutput, float]] = deque()
         self._device_free_s = 0.0
+        self.worker_end: zmq.Socket[bytes] | None = None
 
     def send(
         self,
@@ -108,13 +111,16 @@ class DrivenScheduler:
         tpot_s: float = 0.1,
         tier: str = "loose",
         promised: bool = True,
+        pending: VerdictMode | None = None,
         stages: tuple[StageTerms, ...] | None = None,
         stop_token_ids: list[int] | None = None,
     ) -> Sent:
-        """Put a request into the scheduler's queue now."""
+        """Put a request into the scheduler's queue now; one that is `pending` has no promise yet."""
+        promised = promised and pending is None
+        on_tier = promised or pending is not None
         number = len(self.sent)
         ids = [3 + (7 * i + 131 * number) % 4000 for i in range(prompt)] if isinstance(prompt, int) else prompt
-        stage = StageTerms(StageKind.ANSWER.value, tier if promised else BEST_EFFORT, tpot_s, output_tokens, None)
+        stage = StageTerms(StageKind.ANSWER.value, tier if on_tier else BEST_EFFORT, tpot_s, output_tokens, None)
         terms = RequestTerms(
             request_id,
             1,
@@ -127,6 +133,8 @@ class DrivenScheduler:
             0,
             None,
             stages or (stage,),
+            pending=pending is not None,
+            verdict_mode=pending or VerdictMode.FIRM,
         )
         params = SamplingParams(
             max_tokens=output_tokens,
@@ -178,6 +186,18 @@ class DrivenScheduler:
             self.step()
         raise AssertionError(f"{len(self.scheduler.running)} running, {len(self.scheduler.waiting)} waiting: no end")
 
+    def decided(self, count: int) -> dict[str, DecidedEntry]:
+        """The first `count` verdicts on pending requests that the worker was told, by request id."""
+        assert self.worker_end is not None
+        found: dict[str, DecidedEntry] = {}
+        names: dict[int, str] = {}
+        while len(found) < count:
+            assert self.worker_end.poll(5000), f"only {sorted(found)} were decided"
+            report = msgspec.msgpack.decode(self.worker_end.recv(), type=ReportMessage)
+            names.update((entry.number, entry.request_id) for entry in report.entries)
+            found.update((names[entry.number], entry) for entry in report.decided)
+        return found
+
     @property
     def free_blocks(self) -> int:
         """KV blocks the scheduler could allocate now."""
@@ -199,10 +219,11 @@ class DrivenScheduler:
 def driven(**settings: Any) -> Iterator[DrivenScheduler]:
     """A driven scheduler whose reports go into a bound socket, as in a worker."""
     path = LinkPath()
-    socket = zmq.Context.instance().socket(zmq.PAIR)
+    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PAIR)
     socket.setsockopt(zmq.LINGER, 0)
     socket.bind(path.address)
     replica = DrivenScheduler(path.address, **settings)
+    replica.worker_end = socket
     try:
         yield replica
     finally:
