@@ -190,6 +190,7 @@ class ScriptedRouter(router_pb2_grpc.RouterServicer):
         self.verdict: Any = ADMITTED
         self.error: SloServeError | None = None
         self.hold: asyncio.Event | None = None
+        self.hold_answer: asyncio.Event | None = None  # placed, but its caller does not know
         self.placed: list[types_pb2.QueuedRequest] = []
         self.place_requests: list[router_pb2.PlaceRequest] = []
         self.replaces: list[router_pb2.ReplaceRequest] = []
@@ -205,7 +206,10 @@ class ScriptedRouter(router_pb2_grpc.RouterServicer):
             await self.hold.wait()
         if self.error is not None:
             raise self.error
-        return await self._enqueue(request.request)
+        answer = await self._enqueue(request.request)
+        if self.hold_answer is not None:
+            await self.hold_answer.wait()
+        return answer
 
     async def Replace(self, request: router_pb2.ReplaceRequest, context: Any) -> router_pb2.PlaceResponse:  # noqa: N802
         self.replaces.append(request)

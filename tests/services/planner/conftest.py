@@ -33,7 +33,7 @@ class WorkerStream:
         await self._call.write(state)
 
     async def next(self) -> planner_pb2.Directive:
-        """The next directive about requests; tier parameters are put aside. Fails the test rather than wait for ever."""
+        """The next directive about requests, tier parameters put aside; fails the test rather than wait for ever."""
         while True:
             directive = await self._read()
             if not directive.HasField("tier_parameters"):
