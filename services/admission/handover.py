@@ -27,6 +27,7 @@ class _Kept:
     queued: types_pb2.QueuedRequest
     verdict: types_pb2.Verdict
     grace_s: float
+    on_infeasible: types_pb2.OnInfeasible.ValueType
     last_stage_limit: int | None
 
 
@@ -60,6 +61,7 @@ class Handover:
             resume_request=facts.queued.SerializeToString(),
             resume_verdict=verdict.SerializeToString(),
             resume_grace_s=facts.resume_grace_s,
+            resume_on_infeasible=facts.on_infeasible,
             resume_last_stage_limit=facts.rules.last_stage_limit or 0,
         )
 
@@ -94,7 +96,7 @@ class Handover:
         facts = SessionFacts(
             queued=kept.queued,
             rules=output_rules(kept.queued, self._tokens, kept.last_stage_limit),
-            on_infeasible=types_pb2.ON_INFEASIBLE_UNSPECIFIED,
+            on_infeasible=kept.on_infeasible,
             resume_grace_s=kept.grace_s,
             keep_s=self._keep_s,
         )
@@ -123,14 +125,15 @@ class Handover:
             raise SloServeError(Reason.RESUME_OUT_OF_RANGE, text)
 
     async def _kept(self, request_id: str) -> _Kept | None:
-        request, verdict, grace_s, last_stage_limit = await self._notes.read(
-            request_id, "resume_request", "resume_verdict", "resume_grace_s", "resume_last_stage_limit"
-        )
-        if request is None or verdict is None or grace_s is None or last_stage_limit is None:
+        names = ("request", "verdict", "grace_s", "on_infeasible", "last_stage_limit")
+        kept = await self._notes.read(request_id, *(f"resume_{name}" for name in names))
+        request, verdict, grace_s, on_infeasible, last_stage_limit = kept
+        if request is None or verdict is None or grace_s is None or on_infeasible is None or last_stage_limit is None:
             return None
         return _Kept(
             types_pb2.QueuedRequest.FromString(request),
             types_pb2.Verdict.FromString(verdict),
             float(grace_s),
+            types_pb2.OnInfeasible.ValueType(int(on_infeasible)),
             int(last_stage_limit) or None,
         )

@@ -120,12 +120,12 @@ class Ledger:
                 seen = request_id in update.removed_ids and (older is None or older.attempt >= held.attempt)
             if seen:
                 del self._reservations[request_id]
-        for request_id, entry in update.entries.items():
-            self.history.decided(request_id, entry.attempt, promised=entry.planned.promised, tier=entry.planned.tier)
         for request_id in update.entries.keys() - before.keys():
             said = self.history.seen(request_id, update.capacity.observed_s)
             if said is not None and said.admitted and not math.isnan(said.planned_start_s):
                 self.slip.observe(self._clock.now_s(), said.seen_s - said.planned_start_s)
+        for request_id, entry in update.entries.items():
+            self.history.decided(request_id, entry.attempt, promised=entry.planned.promised, tier=entry.planned.tier)
 
     @property
     def ready(self) -> bool:

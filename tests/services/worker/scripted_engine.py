@@ -14,6 +14,7 @@ from services.worker.engine_api import (
     EngineInfo,
     EngineOutput,
     EngineReport,
+    RequestDecision,
     RequestProgress,
     Submission,
 )
@@ -26,6 +27,7 @@ INFO = EngineInfo(
     max_num_seqs=32,
     async_scheduling=False,
     eos_token_ids=(2,),
+    max_batch_tokens=512,
 )
 MODEL = PerfModel((Segment(1e-4, b=0.01),))
 
@@ -136,7 +138,14 @@ class ScriptedEngine:
             running.outputs.put_nowait(RuntimeError("the engine process is gone"))
         self._dead.set()
 
-    def report(self, *, full: bool = False, demoted: tuple[str, ...] = (), token_budget: int = 64) -> None:
+    def report(
+        self,
+        *,
+        full: bool = False,
+        demoted: tuple[str, ...] = (),
+        decided: tuple[RequestDecision, ...] = (),
+        token_budget: int = 64,
+    ) -> None:
         self._reports.put_nowait(
             EngineReport(
                 step=self._step,
@@ -153,6 +162,7 @@ class ScriptedEngine:
                 preemptions=0,
                 token_budget=token_budget,
                 demoted_ids=demoted,
+                decided=decided,
             )
         )
 

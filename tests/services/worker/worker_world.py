@@ -137,8 +137,8 @@ class World:
                 setattr(request, name, value)
         return request
 
-    async def submit(self, request: types_pb2.QueuedRequest) -> str:
-        """Into the queue it belongs to; the entry id."""
+    async def submit(self, request: types_pb2.QueuedRequest, stream: str = "") -> str:
+        """Into `stream`, or the queue it belongs to; the entry id."""
         await self.store.begin(
             request.request_id,
             digest="d",
@@ -147,10 +147,10 @@ class World:
             application=request.application,
             arrival_us=request.arrival_us,
         )
-        return await self.requeue(request)
+        return await self.requeue(request, stream)
 
-    async def requeue(self, request: types_pb2.QueuedRequest) -> str:
-        stream = self.queue(request.tier) if request.promised else BEST_EFFORT_QUEUE
+    async def requeue(self, request: types_pb2.QueuedRequest, stream: str = "") -> str:
+        stream = stream or (self.queue(request.tier) if request.promised else BEST_EFFORT_QUEUE)
         done = await self.store.enqueue(request, stream, verdict="admitted", replica_id=self.settings.replica_id)
         return done.entry_id
 
