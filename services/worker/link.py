@@ -122,7 +122,7 @@ class ReportMessage(msgspec.Struct, frozen=True, array_like=True):
     hook_us: float
     model: ModelTerms | None
     demoted: tuple[int, ...]
-    decided: tuple[DecidedEntry, ...]
+    decided: tuple[DecidedEntry, ...] = ()
 
 
 class LinkPath:
