@@ -57,7 +57,7 @@ class ValidRequest:
     sampling: types_pb2.Sampling
     on_infeasible: types_pb2.OnInfeasible.ValueType
     resume_grace_s: float
-    verdict_mode: VerdictMode = VerdictMode.EARLY
+    verdict_mode: VerdictMode = VerdictMode.FIRM
 
 
 def tokenisable(request: admission_pb2.GenerateRequest, known: Known) -> bool:
@@ -107,7 +107,7 @@ def validate(request: admission_pb2.GenerateRequest, text_ids: Sequence[int], kn
         sampling=sampling,
         on_infeasible=request.on_infeasible or _POLICIES[application.on_infeasible if application else "best_effort"],
         resume_grace_s=request.resume_grace_s,
-        verdict_mode=VerdictMode(application.verdict) if application else VerdictMode.EARLY,
+        verdict_mode=VerdictMode(application.verdict) if application else VerdictMode.FIRM,
     )
 
 
