@@ -35,7 +35,8 @@ def preload_environment(
     if sys.platform != "linux":
         return {}
     present = [part for part in environment.get("LD_PRELOAD", "").replace(" ", ":").split(":") if part]
-    for library in (_tcmalloc(tcmalloc_folders), _openmp(prefix)):
+    gnu_openmp = any(Path(part).name.startswith("libgomp") for part in present)  # vLLM refuses to start with both
+    for library in (_tcmalloc(tcmalloc_folders), None if gnu_openmp else _openmp(prefix)):
         if library is not None and not any(Path(part).name == library.name for part in present):
             present.append(str(library))
     return {"LD_PRELOAD": ":".join(present)} if present else {}
