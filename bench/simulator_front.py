@@ -23,8 +23,8 @@ from services.core.admission import Decisions, Policy, decide
 from services.core.batch import form_batch
 from services.core.best_effort import BestEffortEntry, may_pull, order_entries
 from services.core.floors import AttainmentFloors
-from services.core.slo import Tier, tier_for
-from services.core.verdict import VerdictKind, VerdictMode, verdict_for
+from services.core.slo import Tier, VerdictMode, tier_for
+from services.core.verdict import VerdictKind, verdict_for
 from services.core.view import PlanSettings, Prefill, ReplicaView
 from services.worker.link import Promote
 

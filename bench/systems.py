@@ -30,8 +30,7 @@ from services.core.admission import Policy
 from services.core.duration_cap import DurationCap
 from services.core.lengths import LengthForecaster
 from services.core.presets import Preset
-from services.core.slo import Tier
-from services.core.verdict import VerdictMode
+from services.core.slo import Tier, VerdictMode
 from services.core.view import PlanSettings
 
 __all__ = ["BUDGETS", "OPTIONS", "System", "UnknownSystemError", "build_front", "families", "parse_systems"]

@@ -13,8 +13,7 @@ from services.admission.stage_specs import StatedStage, application_stages, expl
 from services.admission.tokens import ModelTokens
 from services.admission.violations import Violations
 from services.common.config import Application, Catalogue
-from services.core.slo import StageSlo
-from services.core.verdict import VerdictMode
+from services.core.slo import StageSlo, VerdictMode
 
 __all__ = ["CUSTOM", "Known", "ValidRequest", "check_request_id", "tokenisable", "validate"]
 

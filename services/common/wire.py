@@ -14,8 +14,7 @@ from services.common.errors import Reason, SloServeError
 from services.core.constraint import Constraint, ConstraintKind
 from services.core.errors import CoreError
 from services.core.perf_model import PerfModel, Segment
-from services.core.slo import BEST_EFFORT, StageKind, StageSlo, Tier
-from services.core.verdict import VerdictMode
+from services.core.slo import BEST_EFFORT, StageKind, StageSlo, Tier, VerdictMode
 from services.core.view import BEST_EFFORT_TIER, Decoder, Prefill
 
 __all__ = [

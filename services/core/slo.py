@@ -8,7 +8,16 @@ from enum import StrEnum
 from services.core.errors import BadSloError, SloTooTightError
 from services.core.perf_model import PerfModel
 
-__all__ = ["BEST_EFFORT", "StageKind", "StageSlo", "Tier", "resolve_ttft_s", "tier_for", "token_deadline_s"]
+__all__ = [
+    "BEST_EFFORT",
+    "StageKind",
+    "StageSlo",
+    "Tier",
+    "VerdictMode",
+    "resolve_ttft_s",
+    "tier_for",
+    "token_deadline_s",
+]
 
 BEST_EFFORT = "best-effort"
 """Name of the tier without a promise. In views it has the tier index -1."""
@@ -20,6 +29,14 @@ class StageKind(StrEnum):
     THINK = "THINK"
     TOOL_CALL = "TOOL_CALL"
     ANSWER = "ANSWER"
+
+
+class VerdictMode(StrEnum):
+    """When an application wants its verdict; `services.core.verdict` says what each mode costs."""
+
+    EARLY = "early"
+    LATE = "late"
+    FIRM = "firm"
 
 
 @dataclass(frozen=True, slots=True)

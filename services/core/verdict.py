@@ -13,20 +13,13 @@ from enum import StrEnum
 
 from services.core.admission import Decision
 from services.core.constraint import ConstraintKind
+from services.core.slo import VerdictMode
 from services.core.view import Prefill
 
-__all__ = ["EARLY_PROMPT_TOKENS", "VerdictKind", "VerdictMode", "verdict_at_first_token", "verdict_for"]
+__all__ = ["EARLY_PROMPT_TOKENS", "VerdictKind", "verdict_at_first_token", "verdict_for"]
 
 EARLY_PROMPT_TOKENS = 1000
 """Prompts up to this long are cheap enough to be promised on arrival."""
-
-
-class VerdictMode(StrEnum):
-    """When an application wants its verdict."""
-
-    EARLY = "early"
-    LATE = "late"
-    FIRM = "firm"
 
 
 class VerdictKind(StrEnum):

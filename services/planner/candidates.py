@@ -9,8 +9,7 @@ from services.common.clock import Clock
 from services.common.errors import FieldViolation, InvalidRequestError, SloServeError
 from services.common.wire import stages_from_wire, tier_index, verdict_mode_from_wire
 from services.core.lengths import LengthForecaster
-from services.core.slo import StageSlo, Tier
-from services.core.verdict import VerdictMode
+from services.core.slo import StageSlo, Tier, VerdictMode
 from services.core.view import Prefill
 
 __all__ = ["Candidate", "parse_candidate"]

@@ -10,8 +10,7 @@ from typing import Protocol
 
 from services.core.constraint import Constraint
 from services.core.perf_model import BatchShape, PerfModel
-from services.core.slo import StageSlo
-from services.core.verdict import VerdictMode
+from services.core.slo import StageSlo, VerdictMode
 
 __all__ = [
     "Engine",

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from services.core.admission import Decision, Policy, decide
 from services.core.constraint import FITS, Constraint
 from services.core.quote import retry_delays_s
-from services.core.verdict import VerdictKind, VerdictMode, verdict_at_first_token, verdict_for
+from services.core.slo import VerdictMode
+from services.core.verdict import VerdictKind, verdict_at_first_token, verdict_for
 from services.core.view import PlanSettings, Prefill, ReplicaView
 from services.worker.hook_request import TrackedRequest
 

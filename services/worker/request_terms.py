@@ -8,8 +8,7 @@ from typing import Any
 
 import msgspec
 
-from services.core.slo import BEST_EFFORT, StageKind, StageSlo
-from services.core.verdict import VerdictMode
+from services.core.slo import BEST_EFFORT, StageKind, StageSlo, VerdictMode
 from services.worker.engine_api import Submission
 
 __all__ = [

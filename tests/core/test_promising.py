@@ -7,7 +7,8 @@ from services.core.constraint import FITS, Constraint, ConstraintKind
 from services.core.duration_cap import DurationCap
 from services.core.floors import FLOOR_WEIGHT, AttainmentFloors
 from services.core.presets import preset
-from services.core.verdict import VerdictKind, VerdictMode, verdict_for
+from services.core.slo import VerdictMode
+from services.core.verdict import VerdictKind, verdict_for
 from services.core.view import Prefill
 
 HOPELESS = Constraint(ConstraintKind.HOPELESS)

@@ -23,8 +23,7 @@ from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
 from services.core.presets import preset
-from services.core.slo import BEST_EFFORT, StageKind
-from services.core.verdict import VerdictMode
+from services.core.slo import BEST_EFFORT, StageKind, VerdictMode
 from services.worker.emulated_executor import EmulatedExecutor
 from services.worker.engine_arguments import emulated_arguments
 from services.worker.engine_settings import EngineSettings

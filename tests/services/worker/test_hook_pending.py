@@ -6,7 +6,7 @@ import random
 import pytest
 
 from services.core.constraint import ConstraintKind
-from services.core.verdict import VerdictMode
+from services.core.slo import VerdictMode
 from tests.services.worker.driven_scheduler import DrivenScheduler, Sent, driven
 
 DEPTHS = pytest.mark.parametrize("depth", [1, 2])

@@ -7,7 +7,7 @@ from protos import types_pb2, worker_pb2
 from services.common.keys import BEST_EFFORT_QUEUE
 from services.common.stream_entry import decode_entry
 from services.core.constraint import FITS, Constraint, ConstraintKind
-from services.core.verdict import VerdictMode
+from services.core.slo import VerdictMode
 from services.worker.engine_api import RequestDecision
 from tests.services.worker.worker_world import World, eventually
 
