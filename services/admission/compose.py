@@ -116,8 +116,8 @@ class AdmissionProcess:
         return self._server.port
 
     async def _live_replicas(self) -> Mapping[str, router_pb2.Replica]:
-        """The live replicas; where none is known the leases are read now, not at the next poll."""
-        if not self._watcher.replicas:
+        """The live replicas; where none is known to be ready the leases are read now, not at the next poll."""
+        if not any(replica.perf_model.segments for replica in self._watcher.replicas.values()):
             await self._watcher.refresh()
         return self._watcher.replicas
 
