@@ -24,7 +24,15 @@ from opentelemetry.trace import Span, SpanKind, StatusCode
 
 from services.common.span_file import SpanFileExporter
 
-__all__ = ["Telemetry", "TraceContext", "context_from", "current_context", "record_span", "start_telemetry"]
+__all__ = [
+    "Telemetry",
+    "TraceContext",
+    "context_from",
+    "current_context",
+    "record_span",
+    "start_telemetry",
+    "traces_endpoint",
+]
 
 AttributeValue = str | bool | int | float | Sequence[str] | Sequence[int] | Sequence[float]
 
@@ -52,10 +60,13 @@ class TraceContext:
     tracestate: str = ""
 
 
-def _otlp(signal: str) -> bool:
-    return bool(
-        os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or os.environ.get(f"OTEL_EXPORTER_OTLP_{signal}_ENDPOINT")
-    )
+def _otlp(signal: str) -> str | None:
+    return os.environ.get(f"OTEL_EXPORTER_OTLP_{signal}_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+
+
+def traces_endpoint() -> str | None:
+    """Where spans go by OTLP; None where they go to local files."""
+    return _otlp("TRACES")
 
 
 def start_telemetry(service: str, instance: str, data_dir: Path) -> Telemetry:

@@ -74,6 +74,8 @@ class Submission:
     arrival_s: float
     forecast_tokens: int
     first_token_s: float | None = None
+    traceparent: str = ""
+    tracestate: str = ""
     pending: bool = False  # not decided: the hook decides it, as `verdict_mode` says, and reports
     verdict_mode: VerdictMode = VerdictMode.FIRM
 

@@ -93,7 +93,8 @@ def _common(settings: EngineSettings, hook: HookConfig) -> dict[str, Any]:
         "scheduling_policy": "fcfs",
         "additional_config": hook.additional_config(),
         "enable_prefix_caching": settings.prefix_caching,
-        "disable_log_stats": True,
+        "disable_log_stats": settings.otlp_endpoint is None,
+        "otlp_traces_endpoint": settings.otlp_endpoint,
         "seed": 0,
     }
     optional = {

@@ -20,6 +20,7 @@ def prepare_environment(settings: EngineSettings) -> None:
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "OMP_NUM_THREADS": str(settings.threads),
         "TOKENIZERS_PARALLELISM": "false",
+        "OTEL_SERVICE_NAME": "slos-serve-engine",  # of the engine process's start-up spans; services name themselves
     }
     if Path(settings.model).is_dir():
         defaults["HF_HUB_OFFLINE"] = "1"

@@ -27,6 +27,7 @@ class EngineSettings:
     async_scheduling: two batches in flight; None is vLLM's own choice (off on CPU), the emulated engine's is off.
     data_dir: where fitted profiles are kept.
     profile_s: about how long a replica without a cached profile measures itself.
+    otlp_endpoint: where vLLM's own span of each request goes; None where nobody collects it. Costs vLLM's statistics.
     lapse_s: this long after the last promise, batches are no longer shortened for promises to come.
     policy: how to choose among pending requests that do not all fit.
     early_prompt_tokens: pending prompts up to this long are promised as soon as a plan holds them.
@@ -48,6 +49,7 @@ class EngineSettings:
     prefix_caching: bool = True
     plan: PlanSettings = field(default_factory=PlanSettings)
     profile_s: float = 8.0
+    otlp_endpoint: str | None = None
     lapse_s: float = 5.0
     policy: Policy = Policy.MH
     early_prompt_tokens: int = EARLY_PROMPT_TOKENS

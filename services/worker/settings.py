@@ -6,6 +6,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import NoDecode
 
 from services.common.config import ServiceSettings
+from services.common.telemetry import traces_endpoint
 from services.core.admission import Policy
 from services.core.presets import PRESETS
 from services.core.verdict import EARLY_PROMPT_TOKENS
@@ -102,6 +103,7 @@ class WorkerSettings(ServiceSettings):
             kv_cache_gib=self.kv_cache_gib or None,
             async_scheduling=None if self.async_scheduling == "auto" else self.async_scheduling == "on",
             profile_s=self.profile_s,
+            otlp_endpoint=traces_endpoint(),
             policy=self.policy,
             early_prompt_tokens=self.early_prompt_tokens,
         )

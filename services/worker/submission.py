@@ -49,6 +49,8 @@ def submission_of(
         arrival_s=clock.to_monotonic_s(request.arrival_us),
         forecast_tokens=forecast.mean_tokens,
         first_token_s=clock.to_monotonic_s(request.first_token_us) if request.HasField("first_token_us") else None,
+        traceparent=request.traceparent,
+        tracestate=request.tracestate,
     )
 
 

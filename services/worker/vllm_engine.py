@@ -179,7 +179,7 @@ class VllmEngine:
         if force_async:  # vLLM turns it off on CPU hosts, but the emulated device is no CPU
             config.scheduler_config.async_scheduling = True
         try:
-            self._llm = AsyncLLM.from_vllm_config(config, disable_log_stats=True)
+            self._llm = AsyncLLM.from_vllm_config(config, disable_log_stats=arguments["disable_log_stats"])
         except Exception as error:
             raise EngineDiedError(f"the engine did not start: {error}") from error
         _started(self._llm.output_handler).add_done_callback(self._on_output_handler_done)
@@ -206,7 +206,12 @@ class VllmEngine:
         finished = False
         self._live.add(request_id)
         try:
-            collector = await llm.add_request(request_id, tokens_input(list(submission.token_ids)), params)
+            collector = await llm.add_request(
+                request_id,
+                tokens_input(list(submission.token_ids)),
+                params,
+                trace_headers=self._trace_headers(submission),
+            )
             while not finished:
                 if request_id in self._aborted:
                     self._aborted.discard(request_id)
@@ -248,6 +253,12 @@ class VllmEngine:
             await llm.abort(request_id)
         else:  # on its way to the engine: its iterator sees the mark once it is there
             self._aborted.add(request_id)
+
+    def _trace_headers(self, submission: Submission) -> dict[str, str] | None:
+        """The request's trace, for vLLM's own span; vLLM warns where it is given one and has nowhere to send it."""
+        if self._settings.otlp_endpoint is None or not submission.traceparent:
+            return None
+        return {"traceparent": submission.traceparent, "tracestate": submission.tracestate}
 
     # Reports and directives
 

@@ -23,6 +23,7 @@ OWNERS = {
     "prefill": "slos-serve-worker",
     "decode THINK": "slos-serve-worker",
     "decode ANSWER": "slos-serve-worker",
+    "llm_request": "slos-serve-worker",  # vLLM's own
 }
 
 
