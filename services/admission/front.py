@@ -94,7 +94,7 @@ class Front:
         )
         session = Session(facts, self._tokens.decode, trace)
         self._sessions.add(session)
-        await self._place(session, arrival)
+        await self._place(session, arrival, valid.previous_request_id)
         return session
 
     async def _begin(
@@ -134,10 +134,12 @@ class Front:
             text = f"request_id {request_id!r} has been used and cannot be attached to: {error.text}"
             raise SloServeError(Reason.REQUEST_CONFLICT, text) from None
 
-    async def _place(self, session: Session, arrival: Arrival) -> None:
+    async def _place(self, session: Session, arrival: Arrival, previous_request_id: str) -> None:
         try:
             remaining_s = self._remaining_s(arrival)
-            response = await self._routers.place(session.facts.queued, session.facts.on_infeasible, remaining_s)
+            response = await self._routers.place(
+                session.facts.queued, session.facts.on_infeasible, remaining_s, previous_request_id
+            )
         except SloServeError as error:
             error.metadata.setdefault("request_id", session.request_id)  # to ask Explain about
             session.fail(error)

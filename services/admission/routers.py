@@ -30,13 +30,18 @@ class Routers:
         request: types_pb2.QueuedRequest,
         on_infeasible: types_pb2.OnInfeasible.ValueType,
         remaining_s: float | None,
+        previous_request_id: str = "",
     ) -> router_pb2.PlaceResponse:
-        """Place a request. `remaining_s` is what its client's deadline leaves, None where it has none.
+        """Place a request, near an earlier one of its session if one is named.
+
+        `remaining_s` is what its client's deadline leaves, None where it has none.
 
         Raises the router's own error (such as NO_CAPACITY with the verdict in its details), CLIENT_DEADLINE, or
         ROUTER_UNAVAILABLE where no router answered.
         """
-        message = router_pb2.PlaceRequest(request=request, on_infeasible=on_infeasible)
+        message = router_pb2.PlaceRequest(
+            request=request, on_infeasible=on_infeasible, previous_request_id=previous_request_id
+        )
         waits = on_infeasible == types_pb2.ON_INFEASIBLE_WAIT
         return await self._within(
             lambda stub, timeout_s: stub.Place(message, timeout=timeout_s, wait_for_ready=False),

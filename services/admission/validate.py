@@ -56,6 +56,7 @@ class ValidRequest:
     sampling: types_pb2.Sampling
     on_infeasible: types_pb2.OnInfeasible.ValueType
     resume_grace_s: float
+    previous_request_id: str = ""
     verdict_mode: VerdictMode = VerdictMode.FIRM
 
 
@@ -64,12 +65,12 @@ def tokenisable(request: admission_pb2.GenerateRequest, known: Known) -> bool:
     return 0 < len(request.text) <= known.context_tokens * known.tokens.longest_token_chars
 
 
-def check_request_id(request_id: str, violations: Violations, *, needed: bool) -> None:
+def check_request_id(request_id: str, violations: Violations, *, needed: bool, field: str = "request_id") -> None:
     """Note an id that cannot name a request."""
     if request_id or needed:
         violations.require(
             _REQUEST_ID.match(request_id) is not None,
-            "request_id",
+            field,
             "must be 1 to 128 letters, digits, dots, underscores or hyphens, the first a letter or digit",
         )
 
@@ -81,6 +82,7 @@ def validate(request: admission_pb2.GenerateRequest, text_ids: Sequence[int], kn
     """
     violations = Violations()
     check_request_id(request.request_id, violations, needed=False)
+    check_request_id(request.previous_request_id, violations, needed=False, field="previous_request_id")
     prompt_ids = _prompt(request, text_ids, known, violations)
     application = _application(request, known.catalogue, violations)
     stated = _stages(request, application, known.tokens, violations)
@@ -106,6 +108,7 @@ def validate(request: admission_pb2.GenerateRequest, text_ids: Sequence[int], kn
         sampling=sampling,
         on_infeasible=request.on_infeasible or _POLICIES[application.on_infeasible if application else "best_effort"],
         resume_grace_s=request.resume_grace_s,
+        previous_request_id=request.previous_request_id,
         verdict_mode=VerdictMode(application.verdict) if application else VerdictMode.FIRM,
     )
 

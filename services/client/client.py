@@ -52,6 +52,7 @@ class GenerateOptions(TypedDict, total=False):
     on_infeasible: OnInfeasible | None
     resume_grace_s: float
     templated: bool
+    previous_request_id: str
 
 
 @dataclass(frozen=True, slots=True)

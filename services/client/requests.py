@@ -43,6 +43,7 @@ def request_to_wire(
     on_infeasible: OnInfeasible | None = None,
     resume_grace_s: float = 0.0,
     templated: bool = False,
+    previous_request_id: str = "",
 ) -> admission_pb2.GenerateRequest:
     """The message. `prompt` is text or token ids; what is None is left to the application and the engine."""
     request = admission_pb2.GenerateRequest(
@@ -64,6 +65,7 @@ def request_to_wire(
         ),
         resume_grace_s=resume_grace_s,
         templated=templated,
+        previous_request_id=previous_request_id,
     )
     if on_infeasible is not None:
         request.on_infeasible = types_pb2.OnInfeasible.Value(f"ON_INFEASIBLE_{on_infeasible}")

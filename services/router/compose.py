@@ -8,6 +8,7 @@ from services.common.clock import Clock
 from services.common.config import Catalogue
 from services.common.instruments import router_instruments
 from services.common.request_store import RequestStore
+from services.core.placement import order_of
 from services.router.fleet import Fleet
 from services.router.offers import Offers
 from services.router.place import Placer
@@ -34,7 +35,7 @@ def compose(settings: RouterSettings, catalogue: Catalogue, redis: Redis, clock:
     """The service with everything behind it, not yet started."""
     instruments = router_instruments()
     store = RequestStore(redis, clock)
-    fleet = Fleet(redis, clock)
+    fleet = Fleet(redis, clock, order=order_of(settings.order))
     planners = Planners(settings.planners, settings.admit_timeout_ms / 1000)
     offers = Offers(planners, clock, instruments)
     placer = Placer(store=store, fleet=fleet, planners=planners, offers=offers, clock=clock, settings=settings)

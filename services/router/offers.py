@@ -14,7 +14,7 @@ from services.common.instruments import RouterInstruments
 from services.router.planners import Planners
 from services.router.verdicts import no_planner, verdict_word
 
-__all__ = ["Offers", "taker"]
+__all__ = ["Offers", "held", "taker"]
 
 _log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ def taker(hops: Sequence[router_pb2.Hop]) -> router_pb2.Hop | None:
     return min(waits, key=_lateness, default=None)
 
 
-def _held(verdict: types_pb2.Verdict) -> bool:
+def held(verdict: types_pb2.Verdict) -> bool:
     """Whether the replica's plan has room for the request now, promised or not."""
     if verdict.kind == types_pb2.VERDICT_KIND_PENDING:
         return not verdict.HasField("constraint")
@@ -40,7 +40,7 @@ def _held(verdict: types_pb2.Verdict) -> bool:
 
 
 def _lateness(hop: router_pb2.Hop) -> float:
-    return 0.0 if _held(hop.verdict) else hop.verdict.predicted_ttft_ms or math.inf
+    return 0.0 if held(hop.verdict) else hop.verdict.predicted_ttft_ms or math.inf
 
 
 class Offers:
@@ -65,7 +65,7 @@ class Offers:
         for replica_id in order:
             hop = await self._hop(replica_id, candidate, stage, silent)
             hops.append(hop)
-            if _held(hop.verdict):
+            if held(hop.verdict):
                 break
         return hops
 

@@ -16,7 +16,7 @@ from services.core.slo import BEST_EFFORT
 from services.router.candidate import candidate_of, current_stage, output_tokens
 from services.router.fleet import Fleet
 from services.router.joined import joined
-from services.router.offers import Offers, taker
+from services.router.offers import Offers, held, taker
 from services.router.planners import Planners
 from services.router.settings import RouterSettings
 from services.router.verdicts import (
@@ -54,6 +54,7 @@ class Placer:
         self._planners = planners
         self._offers = offers
         self._clock = clock
+        self._max_hops = settings.max_hops
         self._reoffer_s = settings.reoffer_ms / 1000
         self._best_effort_limit = settings.best_effort_limit or None
         self._draining = False
@@ -63,7 +64,7 @@ class Placer:
         self._draining = True
 
     async def place(
-        self, request: types_pb2.QueuedRequest, policy: types_pb2.OnInfeasible.ValueType, session_id: str = ""
+        self, request: types_pb2.QueuedRequest, policy: types_pb2.OnInfeasible.ValueType, previous_request_id: str = ""
     ) -> router_pb2.PlaceResponse:
         """Place a checked request for the first time, by the client's policy.
 
@@ -73,7 +74,7 @@ class Placer:
         waits = policy == types_pb2.ON_INFEASIBLE_WAIT
         if waits:  # it waits here, not on a replica
             request.verdict_mode = types_pb2.VERDICT_MODE_FIRM
-        session_replica = await self._session_replica(session_id)
+        session_replica = await self._session_replica(request.tenant, previous_request_id)
         hops, asked = await self._offer(request, session_replica, self._wait_until_us(request) if waits else 0)
         if taker(hops) is not None:
             return await self._take(request, hops, asked)
@@ -89,7 +90,7 @@ class Placer:
         if not order:
             raise no_replica()
         request.verdict_mode = types_pb2.VERDICT_MODE_FIRM  # its client has been told, or has waited long enough
-        hops = await self._offers.round(candidate_of(request), current_stage(request), order)
+        hops = await self._round(request, self._fleet.shortlist(order, request, self._max_hops))
         if taker(hops) is not None:
             return await self._take(request, hops, len(hops))
         return await self._defer(request, hops, len(hops), None)
@@ -98,18 +99,27 @@ class Placer:
         self, request: types_pb2.QueuedRequest, session_replica: str | None, until_us: int
     ) -> tuple[Hops, int]:
         """Hops of the last round and the number of offers made; goes on until a replica takes it or `until_us`."""
-        candidate, stage = candidate_of(request), current_stage(request)
         asked, patience_s = 0, 0.0
         while True:
             order = self._fleet.order(request, output_tokens(request), session_replica=session_replica)
-            hops = await self._offers.round(candidate, stage, order)
+            shortlist = self._fleet.shortlist(order, request, self._max_hops)
+            hops = await self._round(request, shortlist)
             asked += len(hops)
             left_s = (until_us - self._clock.now_us()) / 1e6
-            if taker(hops) is not None or hopeless(hops) or left_s <= 0 or self._draining:
+            pointless = hopeless(hops) and len(shortlist) == len(order)
+            if taker(hops) is not None or pointless or left_s <= 0 or self._draining:
                 return hops, asked
             await asyncio.sleep(min(left_s, self._reoffer_s))
             await self._fleet.wait_for_change(min(left_s, patience_s))
             patience_s = min(_LONGEST_PAUSES * self._reoffer_s, patience_s + self._reoffer_s)
+
+    async def _round(self, request: types_pb2.QueuedRequest, shortlist: Sequence[str]) -> Hops:
+        """Ask the replicas of a shortlist, and take note of who declined."""
+        hops = await self._offers.round(candidate_of(request), current_stage(request), shortlist)
+        for hop in hops:
+            if not held(hop.verdict) and hop.verdict.constraint.kind != types_pb2.CONSTRAINT_KIND_NO_PLANNER:
+                self._fleet.declined(hop.replica_id, request)
+        return hops
 
     async def _take(self, request: types_pb2.QueuedRequest, hops: Hops, asked: int) -> router_pb2.PlaceResponse:
         """Append a promised or pending request to its replica's queue and confirm the reservation."""
@@ -135,7 +145,7 @@ class Placer:
                 self._planners.release(replica_id, request.request_id, request.attempt)
         if used:
             self._planners.commit(replica_id, request.request_id, request.attempt)
-            self._fleet.placed(replica_id, len(request.prompt_token_ids) + len(request.delivered_token_ids))
+            self._fleet.placed(replica_id, request)
         return response
 
     async def _defer(
@@ -181,10 +191,10 @@ class Placer:
         deadlines = [request.ttft_deadline_us, request.client_deadline_us]
         return min(deadline for deadline in deadlines if deadline)
 
-    async def _session_replica(self, session_id: str) -> str | None:
-        """Where the session's earlier request ran: a session is named by that request's id."""
-        record = await self._store.get(session_id) if session_id else None
-        return record.replica_id if record is not None and record.replica_id else None
+    async def _session_replica(self, tenant: str, previous_request_id: str) -> str | None:
+        """Where an earlier request of the session ran, by its own record: every router knows, whoever placed it."""
+        record = await self._store.get(previous_request_id) if previous_request_id else None
+        return record.replica_id or None if record is not None and record.tenant == tenant else None
 
     def _refusal(self, request: types_pb2.QueuedRequest, hops: Hops, asked: int, *, waited: bool) -> SloServeError:
         now_us = self._clock.now_us()

@@ -47,7 +47,7 @@ class RouterService(router_pb2_grpc.RouterServicer):
         check_place(request, self._tiers)
         queued = types_pb2.QueuedRequest()
         queued.CopyFrom(request.request)
-        placing = self._placer.place(queued, request.on_infeasible, request.session_id)
+        placing = self._placer.place(queued, request.on_infeasible, request.previous_request_id)
         return await self._measured("place", queued, placing)
 
     async def Replace(self, request: router_pb2.ReplaceRequest, context: Any) -> router_pb2.PlaceResponse:

@@ -7,6 +7,7 @@ from pydantic import Field, field_validator
 from pydantic_settings import NoDecode
 
 from services.common.config import ServiceSettings
+from services.core.placement import OrderName
 
 __all__ = ["RouterSettings"]
 
@@ -17,6 +18,8 @@ class RouterSettings(ServiceSettings):
     """Environment variables `SLOS_*` of the router.
 
     planners: addresses of all planners, comma-separated; every router and worker must be told the same ones.
+    order: in which order replicas of no affinity are asked; see services/core/placement.py.
+    max_hops: so many replicas are asked about a request in one round; the last of them is the least loaded one.
     admit_timeout_ms: how long one planner may take over one question before it counts as away.
     reoffer_ms: how often a waiting request is offered again.
     best_effort_limit: unread entries of the shared queue beyond which requests are shed; 0 for no limit.
@@ -25,6 +28,8 @@ class RouterSettings(ServiceSettings):
 
     port: Annotated[int, Field(ge=0, le=65535)] = 50052
     planners: Annotated[tuple[str, ...], NoDecode] = ("127.0.0.1:50053",)
+    order: OrderName = OrderName.FULLEST_FIRST
+    max_hops: Annotated[int, Field(ge=1, le=1000)] = 8
     admit_timeout_ms: Annotated[float, Field(ge=1, le=60_000)] = 1_000.0
     reoffer_ms: Annotated[float, Field(ge=10, le=10_000)] = 100.0
     best_effort_limit: Annotated[int, Field(ge=0)] = 10_000

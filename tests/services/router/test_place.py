@@ -169,7 +169,7 @@ async def test_a_session_returns_to_the_replica_of_its_earlier_request(world: Wo
     await world.place(world.request("first"))
     world.planner.admit("a")
     world.planner.asked.clear()
-    response = await world.place(world.request("second"), session_id="first")
+    response = await world.place(world.request("second"), previous_request_id="first")
     assert response.replica_id == "b"
     assert [replica_id for replica_id, _ in world.planner.asked] == ["b"]
 
