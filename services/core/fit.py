@@ -38,7 +38,8 @@ class FitResult:
     """A fitted model and how good it is.
 
     `r2_train` and `r2_heldout` are coefficients of determination; `margin_s` (also in the model) is the quantile of
-    `observed - predicted` on held-out batches, never negative.
+    `observed - predicted` on held-out batches, never negative. `heldout` are the indices, in the samples given to
+    `fit`, of those that only judged.
     """
 
     model: PerfModel
@@ -46,6 +47,7 @@ class FitResult:
     r2_heldout: float
     margin_s: float
     samples: int
+    heldout: frozenset[int] = frozenset()
 
 
 def fit(samples: Sequence[Sample], *, margin_quantile: float = 0.95, heldout_every: int = 4) -> FitResult:
@@ -73,7 +75,8 @@ def fit(samples: Sequence[Sample], *, margin_quantile: float = 0.95, heldout_eve
     margin_s = max(0.0, float(np.quantile(residual, margin_quantile)))
     r2_heldout = _r2(best, x[held], y[held])
     model = PerfModel(tuple(Segment(*map(float, row)) for row in best), margin_s, r2_heldout)
-    return FitResult(model, _r2(best, x[~held], y[~held]), r2_heldout, margin_s, len(samples))
+    judged = frozenset(map(int, np.flatnonzero(held)))
+    return FitResult(model, _r2(best, x[~held], y[~held]), r2_heldout, margin_s, len(samples), judged)
 
 
 @dataclass(slots=True)

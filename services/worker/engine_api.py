@@ -11,6 +11,7 @@ from typing import Protocol
 from services.core.constraint import Constraint
 from services.core.perf_model import BatchShape, PerfModel
 from services.core.slo import StageSlo, VerdictMode
+from services.worker.profile_store import ReplicaProfile
 
 __all__ = [
     "Engine",
@@ -181,8 +182,8 @@ class Engine(Protocol):
         ...
 
     @property
-    def r2_heldout(self) -> float:
-        """R2 of the performance model on held-out batches; 1.0 where the engine is the model itself."""
+    def profile(self) -> ReplicaProfile:
+        """Where the performance model came from; R2 is 1.0 where the engine is the model itself."""
         ...
 
     async def start(self) -> None:

@@ -9,11 +9,18 @@ from dataclasses import dataclass
 from itertools import cycle
 from typing import TYPE_CHECKING
 
-from services.core.fit import FitResult, Sample, fit
+from services.core.fit import Sample, fit
 from services.core.perf_model import BatchShape
 from services.worker.engine_api import EngineInfo, EngineReport
 from services.worker.engine_settings import EngineSettings
-from services.worker.profile_store import ProfileKey, ReplicaProfile, load_profile, model_fingerprint, save_profile
+from services.worker.profile_store import (
+    ProfileKey,
+    ReplicaProfile,
+    load_profile,
+    model_fingerprint,
+    profile_of,
+    save_profile,
+)
 from services.worker.request_terms import ProbeTerms
 from services.worker.version_guard import check_vllm
 
@@ -67,14 +74,13 @@ async def load_or_measure(
     if kept is not None:
         return kept
     vocabulary = int(config.model_config.get_vocab_size())
-    result = await measure(engine, vocabulary, settings.profile_s, max_batch_tokens)
-    profile = ReplicaProfile(result.model, result.r2_heldout, result.samples)
+    profile = await measure(engine, vocabulary, settings.profile_s, max_batch_tokens)
     if profile.r2_heldout >= _WORTH_KEEPING_R2:
         save_profile(key, profile, settings.data_dir)
     return profile
 
 
-async def measure(engine: "VllmEngine", vocabulary: int, seconds: float, max_batch_tokens: int) -> FitResult:
+async def measure(engine: "VllmEngine", vocabulary: int, seconds: float, max_batch_tokens: int) -> ReplicaProfile:
     """Send probes through the engine for about `seconds` and fit the performance model to what was observed.
 
     On a machine that is busy with other things the same probes are run again, until the fit is good or patience ends.
@@ -95,12 +101,17 @@ async def measure(engine: "VllmEngine", vocabulary: int, seconds: float, max_bat
                 await _run(engine, probe, rng, vocabulary, observer)
             if time.monotonic() >= start_s + seconds:
                 break
-        result = fit(repeated(observer.samples))
-        while result.r2_heldout < _GOOD_R2 and time.monotonic() < start_s + _PATIENCE * seconds:
+        profile = _fitted(observer.samples)
+        while profile.r2_heldout < _GOOD_R2 and time.monotonic() < start_s + _PATIENCE * seconds:
             for probe in ran:
                 await _run(engine, probe, rng, vocabulary, observer)
-            result = fit(repeated(observer.samples))
-    return result
+            profile = _fitted(observer.samples)
+    return profile
+
+
+def _fitted(samples: Sequence[Sample]) -> ReplicaProfile:
+    chosen = repeated(samples)
+    return profile_of(fit(chosen), chosen)
 
 
 def repeated(samples: Sequence[Sample]) -> list[Sample]:

@@ -1,17 +1,32 @@
-"""Fitted profiles on disk, one file per model, hardware, vLLM version and whatever else changes batch times."""
+"""Fitted profiles on disk, one file per model, hardware, vLLM version and whatever else changes batch times.
+
+A profile keeps the batches it was fitted to, so that people can see what the fit leaves out (`slosctl perf`).
+"""
 
 import json
 import platform
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, astuple, dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from services.core.perf_model import PerfModel, Segment
+from services.core.fit import FitResult, Sample
+from services.core.perf_model import BatchShape, PerfModel, Segment
 
-__all__ = ["ProfileKey", "ReplicaProfile", "load_profile", "model_fingerprint", "processor_name", "save_profile"]
+__all__ = [
+    "ProfileKey",
+    "ProfiledBatch",
+    "ReplicaProfile",
+    "load_profile",
+    "model_fingerprint",
+    "processor_name",
+    "profile_of",
+    "save_profile",
+]
 
-_FORMAT = 1
+_FORMAT = 2
+_MOST_BATCHES = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +48,34 @@ class ProfileKey:
 
 
 @dataclass(frozen=True, slots=True)
+class ProfiledBatch:
+    """A batch that was measured; `heldout`: it took no part in the fit and only judged it."""
+
+    sample: Sample
+    heldout: bool
+
+
+@dataclass(frozen=True, slots=True)
 class ReplicaProfile:
-    """A fitted model, its R2 on batches that did not take part in the fit, and how many batches there were."""
+    """A fitted model, its R2 on batches that did not take part in the fit, and the batches, by the time they took.
+
+    `samples` counts the batches there were; of very many, `batches` keeps an even choice.
+    """
 
     model: PerfModel
     r2_heldout: float
     samples: int = 0
+    batches: tuple[ProfiledBatch, ...] = ()
     cached: bool = False
+
+
+def profile_of(result: FitResult, samples: Sequence[Sample]) -> ReplicaProfile:
+    """The profile of a fit over `samples`."""
+    batches = [ProfiledBatch(sample, index in result.heldout) for index, sample in enumerate(samples)]
+    batches.sort(key=lambda batch: (batch.heldout, batch.sample.seconds))  # thinned in either group alike
+    stride = -(-len(batches) // _MOST_BATCHES)
+    kept = sorted(batches[::stride], key=lambda batch: batch.sample.seconds)
+    return ReplicaProfile(result.model, result.r2_heldout, result.samples, tuple(kept))
 
 
 def load_profile(key: ProfileKey, data_dir: Path) -> ReplicaProfile | None:
@@ -53,7 +89,8 @@ def load_profile(key: ProfileKey, data_dir: Path) -> ReplicaProfile | None:
             return None
         segments = tuple(Segment(**segment) for segment in stored["segments"])
         model = PerfModel(segments, stored["margin_s"], stored["r2_heldout"])
-        return ReplicaProfile(model, stored["r2_heldout"], stored["samples"], cached=True)
+        batches = tuple(_batch(*row) for row in stored["batches"])
+        return ReplicaProfile(model, stored["r2_heldout"], stored["samples"], batches, cached=True)
     except (KeyError, TypeError, ValueError):
         return None  # written by another version or cut short: measuring again costs seconds
 
@@ -69,11 +106,19 @@ def save_profile(key: ProfileKey, profile: ReplicaProfile, data_dir: Path) -> Pa
         "margin_s": profile.model.margin_s,
         "r2_heldout": profile.r2_heldout,
         "samples": profile.samples,
+        "batch_columns": ["tokens", "context_tokens", "requests", "draft_steps", "seconds", "heldout"],
+        "batches": [[*astuple(b.sample.shape), b.sample.seconds, b.heldout] for b in profile.batches],
     }
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
+    partial.write_text(json.dumps(stored) + "\n", encoding="utf-8")
     partial.replace(path)
     return path
+
+
+def _batch(
+    tokens: int, context_tokens: int, requests: int, draft_steps: int, seconds: float, heldout: bool
+) -> ProfiledBatch:
+    return ProfiledBatch(Sample(BatchShape(tokens, context_tokens, requests, draft_steps), seconds), heldout)
 
 
 def model_fingerprint(model: str) -> str:

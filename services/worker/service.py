@@ -1,12 +1,14 @@
 """The gRPC face of a worker: tokens to admission processes, and operations."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import asdict
 
 import grpc.aio
 
 from protos import worker_pb2, worker_pb2_grpc
 from services.common.errors import FieldViolation, InvalidRequestError
 from services.common.wire import perf_model_to_wire
+from services.core.fit import Sample
 from services.worker.engine_api import Engine
 from services.worker.generations import Generations
 from services.worker.outbox import Outbox
@@ -27,16 +29,21 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         outbox: Outbox,
         generations: Generations,
         mirror: StateMirror,
+        recent: Sequence[Sample],
         drain: Callable[[float | None], Awaitable[int]],
         is_draining: Callable[[], bool],
     ) -> None:
-        """`drain(grace_s)` returns how many requests it had to leave unfinished; None is the configured grace."""
+        """`recent` are the batches executed last, oldest first.
+
+        `drain(grace_s)` returns how many requests it had to leave unfinished; None is the configured grace.
+        """
         self._replica_id = replica_id
         self._engine_name = engine_name
         self._engine = engine
         self._outbox = outbox
         self._generations = generations
         self._mirror = mirror
+        self._recent = recent
         self._drain = drain
         self._is_draining = is_draining
 
@@ -99,7 +106,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
             free_blocks=info.total_blocks,
             total_blocks=info.total_blocks,
             perf_model=perf_model_to_wire(self._mirror.perf_model),
-            r2_heldout=self._engine.r2_heldout,
+            r2_heldout=self._engine.profile.r2_heldout,
             draining=self._is_draining(),
         )
         if latest is not None:
@@ -107,3 +114,23 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
             status.free_blocks, status.steps = latest.free_blocks, latest.step
             status.best_effort_running, status.preemptions = latest.best_effort, latest.preemptions
         return status
+
+    async def Profile(
+        self,
+        request: worker_pb2.ProfileRequest,
+        context: grpc.aio.ServicerContext[worker_pb2.ProfileRequest, worker_pb2.ProfileResponse],
+    ) -> worker_pb2.ProfileResponse:
+        """The batches behind the performance model, and those executed last."""
+        profile = self._engine.profile
+        return worker_pb2.ProfileResponse(
+            replica_id=self._replica_id,
+            fitted=perf_model_to_wire(profile.model),
+            current=perf_model_to_wire(self._mirror.perf_model),
+            profiled=[_measured(batch.sample, heldout=batch.heldout) for batch in profile.batches],
+            recent=[_measured(sample) for sample in self._recent],
+            samples=profile.samples,
+        )
+
+
+def _measured(sample: Sample, *, heldout: bool = False) -> worker_pb2.MeasuredBatch:
+    return worker_pb2.MeasuredBatch(**asdict(sample.shape), seconds=sample.seconds, heldout=heldout)

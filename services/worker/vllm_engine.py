@@ -77,13 +77,8 @@ class VllmEngine:
         return _started(self._model)
 
     @property
-    def r2_heldout(self) -> float:
-        """R2 of the performance model on held-out batches; 1.0 where the engine is the model itself."""
-        return self.profile.r2_heldout
-
-    @property
     def profile(self) -> ReplicaProfile:
-        """Where the performance model came from; valid after `start`."""
+        """Where the performance model came from; R2 is 1.0 where the engine is the model itself."""
         return _started(self._profile)
 
     @property

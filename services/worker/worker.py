@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+from collections import deque
 from collections.abc import Callable, Mapping
 
 from redis.asyncio import Redis
@@ -18,6 +19,7 @@ from services.common.request_store import RequestStore
 from services.common.rpc import RpcServer
 from services.common.stream_reader import StreamReader
 from services.common.wire import perf_model_to_wire
+from services.core.fit import Sample
 from services.core.lengths import LengthForecaster
 from services.worker.background import Background
 from services.worker.best_effort_room import BestEffortRoom
@@ -43,6 +45,7 @@ __all__ = ["Worker"]
 _log = logging.getLogger(__name__)
 
 _PLANNER_S = 5.0
+_RECENT_BATCHES = 500
 _QUEUE_END_S = 5.0
 _ABORT_S = 5.0
 _FLUSH_S = 2.0
@@ -78,6 +81,7 @@ class Worker:
         self._measure = Measure(worker_instruments(), settings.replica_id)
         self._draining: asyncio.Task[int] | None = None
         self._drain_begun = asyncio.Event()
+        self._recent: deque[Sample] = deque(maxlen=_RECENT_BATCHES)
         self._mirror: StateMirror | None = None
         self._generations: Generations | None = None
         self._intake: Intake | None = None
@@ -194,6 +198,7 @@ class Worker:
             outbox=self._outbox,
             generations=generations,
             mirror=mirror,
+            recent=self._recent,
             drain=self.drain,
             is_draining=lambda: self._draining is not None,
         )
@@ -217,6 +222,7 @@ class Worker:
             generations.apply(report)
             intake.apply(report)
             self._measure.report(report)
+            self._recent.extend(Sample(shape, took_s) for shape, took_s in report.batches)
             if report.perf_model is not None:
                 self._lease.describe(router_pb2.Replica(perf_model=perf_model_to_wire(report.perf_model)))
 

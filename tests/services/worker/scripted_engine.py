@@ -8,7 +8,8 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 
-from services.core.perf_model import PerfModel, Segment
+from services.core.fit import Sample
+from services.core.perf_model import BatchShape, PerfModel, Segment
 from services.worker.engine_api import (
     EngineEnd,
     EngineInfo,
@@ -18,6 +19,7 @@ from services.worker.engine_api import (
     RequestProgress,
     Submission,
 )
+from services.worker.profile_store import ProfiledBatch, ReplicaProfile
 
 INFO = EngineInfo(
     model="scripted",
@@ -59,7 +61,7 @@ class ScriptedEngine:
 
     info = INFO
     perf_model = MODEL
-    r2_heldout = 1.0
+    profile = ReplicaProfile(MODEL, 0.9, 3, (ProfiledBatch(Sample(BatchShape(7, 5, 1, 2), 0.011), True),))
 
     async def start(self) -> None:
         return None
@@ -145,6 +147,7 @@ class ScriptedEngine:
         demoted: tuple[str, ...] = (),
         decided: tuple[RequestDecision, ...] = (),
         token_budget: int = 64,
+        batches: tuple[tuple[BatchShape, float], ...] = (),
     ) -> None:
         self._reports.put_nowait(
             EngineReport(
@@ -161,6 +164,7 @@ class ScriptedEngine:
                 best_effort_prefill_tokens=0,
                 preemptions=0,
                 token_budget=token_budget,
+                batches=batches,
                 demoted_ids=demoted,
                 decided=decided,
             )

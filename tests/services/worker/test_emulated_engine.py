@@ -139,7 +139,7 @@ async def test_it_is_what_the_preset_says(engine: VllmEngine) -> None:
     assert (info.max_model_len, info.block_size, info.max_num_seqs) == (32768, 16, 512)
     assert info.total_blocks > 60_000
     assert info.eos_token_ids == (1,)
-    assert engine.r2_heldout == 1.0
+    assert engine.profile.r2_heldout == 1.0
 
 
 async def test_tokens_are_the_hash_of_prompt_and_position(engine: VllmEngine) -> None:

@@ -7,15 +7,24 @@ from pathlib import Path
 
 import pytest
 
-from services.core.fit import Sample
+from services.core.fit import Sample, fit
 from services.core.perf_model import BatchShape, PerfModel, Segment
 from services.worker.engine_api import EngineInfo
 from services.worker.profile import probes, repeated, warm_up_probes
-from services.worker.profile_store import ProfileKey, ReplicaProfile, load_profile, model_fingerprint, save_profile
+from services.worker.profile_store import (
+    ProfiledBatch,
+    ProfileKey,
+    ReplicaProfile,
+    load_profile,
+    model_fingerprint,
+    profile_of,
+    save_profile,
+)
 
 INFO = EngineInfo("m", 2048, 1000, 16, 32, False)
 KEY = ProfileKey("m", "cpu", "0.32.0", "float32", 1, 16, 1024)
-PROFILE = ReplicaProfile(PerfModel((Segment(1e-4, 1e-7, 1e-5, 0.0, 2e-3),), 0.001, 0.97), 0.97, 250)
+BATCHES = tuple(ProfiledBatch(Sample(BatchShape(n, 2 * n, 1, n % 2), n / 1000), n == 3) for n in range(1, 6))
+PROFILE = ReplicaProfile(PerfModel((Segment(1e-4, 1e-7, 1e-5, 0.0, 2e-3),), 0.001, 0.97), 0.97, 250, BATCHES)
 
 
 def test_probes_fit_the_engine() -> None:
@@ -42,7 +51,21 @@ def test_a_profile_comes_back_as_it_was_kept(tmp_path: Path) -> None:
     assert load_profile(KEY, tmp_path) is None
     save_profile(KEY, PROFILE, tmp_path)
     kept = load_profile(KEY, tmp_path)
-    assert kept == ReplicaProfile(PROFILE.model, 0.97, 250, cached=True)
+    assert kept == ReplicaProfile(PROFILE.model, 0.97, 250, BATCHES, cached=True)
+
+
+def test_a_profile_keeps_the_batches_it_was_fitted_to_and_those_that_judged_it() -> None:
+    rng = random.Random(1)
+    samples = [Sample(BatchShape(n, 0, 1), 0.01 + n * 1e-4 * rng.uniform(0.9, 1.1)) for n in range(8, 4008)]
+    result = fit(samples)
+    profile = profile_of(result, samples)
+    times = [batch.sample.seconds for batch in profile.batches]
+    assert 500 <= len(times) <= 1000 < profile.samples == 4000
+    assert times == sorted(times)
+    by_sample = {batch.sample: batch.heldout for batch in profile.batches}
+    heldout = {samples[index] for index in result.heldout}
+    assert all(held == (sample in heldout) for sample, held in by_sample.items())
+    assert 0.2 < sum(by_sample.values()) / len(by_sample) < 0.3
 
 
 def test_another_replica_has_another_profile(tmp_path: Path) -> None:

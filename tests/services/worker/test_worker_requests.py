@@ -1,10 +1,13 @@
 """What happens to requests in a worker: real Redis, real gRPC, a scripted engine."""
 
+import asyncio
+
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from protos import types_pb2, worker_pb2
 from services.common.keys import BEST_EFFORT_QUEUE
 from services.common.request_record import RequestState
+from services.core.perf_model import BatchShape
 from services.core.slo import StageKind
 from tests.services.worker.worker_world import World, another_owner, eventually
 
@@ -218,3 +221,22 @@ async def test_status_tells_what_the_engine_is_and_does(world: World, unique: st
     assert (status.replica_id, status.model, status.total_blocks) == (world.settings.replica_id, "scripted", 100)
     assert (status.running, status.steps, status.draining) == (1, 1, False)
     assert status.perf_model.segments[0].k_tok == 1e-4
+
+
+async def test_profile_tells_what_the_model_was_fitted_to_and_what_batches_take_now(world: World) -> None:
+    for number in range(600):
+        world.engine.report(batches=((BatchShape(number, 1, 1), 0.5),))
+    world.engine.report(batches=((BatchShape(9, 8, 7, 6), 0.25),))
+
+    async def last() -> worker_pb2.ProfileResponse:
+        return await world.stub.Profile(worker_pb2.ProfileRequest())
+
+    async with asyncio.timeout(10):
+        while not (told := await last()).recent or told.recent[-1].seconds != 0.25:
+            pass
+    newest, (profiled,) = told.recent[-1], told.profiled
+    assert (newest.tokens, newest.context_tokens, newest.requests, newest.draft_steps) == (9, 8, 7, 6)
+    assert len(told.recent) == 500
+    assert (told.replica_id, told.samples) == (world.settings.replica_id, 3)
+    assert (profiled.tokens, profiled.draft_steps, profiled.seconds, profiled.heldout) == (7, 2, 0.011, True)
+    assert told.fitted.segments[0].k_tok == told.current.segments[0].k_tok == 1e-4
