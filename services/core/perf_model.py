@@ -57,6 +57,8 @@ class PerfModel:
             raise BadModelError("at least one segment must grow with tokens")
         if not (math.isfinite(self.margin_s) and self.margin_s >= 0):
             raise BadModelError(f"margin_s must be finite and not negative, got {self.margin_s}")
+        if self.r2 is not None and not math.isfinite(self.r2):
+            raise BadModelError(f"r2 must be finite, got {self.r2}")
         rows = tuple((s.k_tok, s.k_ctx, s.k_req, s.k_step, s.b) for s in self.segments)
         object.__setattr__(self, "rows", rows)
 

@@ -49,9 +49,10 @@ def a_request(now_us: int, request_id: str, **fields: Any) -> planner_pb2.Engine
     return planner_pb2.EngineRequest(request_id=request_id, **values)
 
 
-def a_candidate(now_us: int, request_id: str, *, ttft_ms: float = 1000.0, **fields: Any) -> planner_pb2.Candidate:
+def a_candidate(now_us: int, request_id: str, /, *, ttft_ms: float = 1000.0, **fields: Any) -> planner_pb2.Candidate:
     """A chat request that arrives now."""
     values: dict[str, Any] = {
+        "request_id": request_id,
         "attempt": 1,
         "application": "chatbot",
         "prompt_tokens": 200,
@@ -63,4 +64,4 @@ def a_candidate(now_us: int, request_id: str, *, ttft_ms: float = 1000.0, **fiel
         ],
         **fields,
     }
-    return planner_pb2.Candidate(request_id=request_id, **values)
+    return planner_pb2.Candidate(**values)

@@ -1,9 +1,19 @@
+import math
+
 import grpc
 import pytest
 
 from protos import planner_pb2, types_pb2
 from services.planner.audit import Cause
+from services.planner.ledger import Ledger
 from tests.services.planner.planner_messages import a_candidate, a_request, a_state
+
+
+def known(ledger: Ledger) -> tuple[object, ...]:
+    """Everything a state may change."""
+    view = ledger.view()
+    capacity = (view.free_blocks, view.total_blocks, view.block_size, view.max_num_seqs, ledger.max_batch_tokens)
+    return dict(ledger.entries), capacity, view.model, ledger.reservation(("promised", 1)), ledger.attempt("r2")
 
 
 async def test_a_gap_changes_nothing_and_asks_for_one_snapshot(planner) -> None:
@@ -35,20 +45,33 @@ async def test_a_gap_changes_nothing_and_asks_for_one_snapshot(planner) -> None:
         ({"engine_free_at_us": 1 << 60}, "no batch lasts that long"),
         ({"requests": [planner_pb2.EngineRequest(request_id="r2", tier="snug")]}, "tier 'snug' is not configured"),
         ({"requests": [planner_pb2.EngineRequest(request_id="r2", tier="tight", tpot_ms=50)]}, "deadline"),
+        ({"perf_model": types_pb2.PerfModel(segments=[types_pb2.PerfSegment(k_tok=1, b=math.inf)])}, "coefficient b"),
+        ({"perf_model": types_pb2.PerfModel(segments=[types_pb2.PerfSegment(b=1)])}, "must grow with tokens"),
+        ({"perf_model": types_pb2.PerfModel()}, "must grow with tokens"),
+        ({"perf_model": types_pb2.PerfModel(segments=[types_pb2.PerfSegment(k_tok=1)], margin_s=math.nan)}, "margin_s"),
+        ({"perf_model": types_pb2.PerfModel(segments=[types_pb2.PerfSegment(k_tok=1)], r2=math.nan)}, "r2"),
+        ({"block_size": 0}, "of 0 tokens"),
+        ({"total_blocks": 0}, "of 0 blocks"),
+        ({"observed_at_us": 0}, "not in the past"),
         ({"replica_id": "gpu-1"}, "gpu-1"),
+        ({"requests": [planner_pb2.EngineRequest(request_id="r2", tier="loose", tpot_ms=math.nan)]}, "tpot_ms is nan"),
+        ({"requests": [planner_pb2.EngineRequest(tier="best-effort")]}, "'' is empty"),
+        ({"requests": 2 * [planner_pb2.EngineRequest(request_id="r2", tier="best-effort")]}, "listed twice"),
         ({"removed_ids": ["r2"], "requests": [planner_pb2.EngineRequest(request_id="r2", tier="best-effort")]}, "r2"),
     ],
 )
 async def test_a_state_that_cannot_be_true_ends_the_stream_and_changes_nothing(planner, fields, named) -> None:
     now_us = planner.clock.now_us()
     async with planner.worker(a_state(now_us, requests=[a_request(now_us, "r1")])) as stream:
+        await planner.admit(a_candidate(now_us, "promised"))
         ledger = planner.fleet.get("gpu-0").ledger
-        before = dict(ledger.entries)
-        await stream.send(a_state(now_us, **{"seq": 2, "full": False, **fields}))
+        before = known(ledger)
+        await stream.send(a_state(now_us, **{"seq": 2, "full": False, "free_blocks": 7, **fields}))
         error = await stream.refused()
+        assert known(ledger) == before
     assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
     assert named in error.details()
-    assert ledger.entries == before
+    assert not ledger.ready  # nothing is promised until the worker is back with a full state
 
 
 async def test_a_stream_that_begins_with_a_delta_is_asked_for_everything(planner) -> None:

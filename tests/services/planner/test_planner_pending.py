@@ -107,12 +107,14 @@ async def test_two_batches_in_flight_halve_the_cap_down_to_what_a_batch_costs(pl
 
 
 async def test_a_plan_puts_no_more_into_a_batch_than_the_engine_does(planner) -> None:
+    def candidate() -> planner_pb2.Candidate:  # 320 ms in two batches, 600 ms in pieces of 256 tokens
+        return a_candidate(planner.clock.now_us(), "r1", ttft_ms=560, prompt_tokens=4000)
+
     now_us = planner.clock.now_us()
-    candidate = a_candidate(now_us, "r1", ttft_ms=180, prompt_tokens=2000)  # 160 ms in one batch, 2000 tokens
     async with planner.worker(a_state(now_us)):
-        [whole] = await planner.admit(candidate)
+        [whole] = await planner.admit(candidate())
         await planner.stub.Release(planner_pb2.ReleaseRequest(replica_id="gpu-0", request_id="r1", attempt=1))
     async with planner.worker(a_state(now_us, max_batch_tokens=256)):
-        [pieces] = await planner.admit(candidate)
+        [pieces] = await planner.admit(candidate())
     assert (whole.verdict.kind, pieces.verdict.kind) == (ADMITTED, BEST_EFFORT)
     assert planner.runs[-1].settings.max_batch_tokens == 256

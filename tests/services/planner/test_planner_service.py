@@ -99,7 +99,14 @@ async def test_a_promise_seen_in_the_state_ends_its_reservation_but_not_its_plac
         ({"cached_tokens": 201}, "candidates[0].cached_tokens"),
         ({"ttft_deadline_us": 1}, "candidates[0].ttft_deadline_us"),
         ({"ttft_deadline_us": 1 << 62}, "candidates[0].ttft_deadline_us"),
+        ({"request_id": ""}, "candidates[0].request_id"),
+        ({"prompt_tokens": 1 << 31}, "candidates[0].prompt_tokens"),
+        ({"max_tokens": 1 << 31}, "candidates[0].max_tokens"),
+        ({"arrival_us": 1 << 60, "ttft_deadline_us": (1 << 60) + 1}, "candidates[0].arrival_us"),
         ({"stages": []}, "candidates[0].stages"),
+        ({"stages": [types_pb2.Stage(tpot_ms=-1, max_tokens=8, tier="loose")]}, "tpot_s"),
+        ({"stages": [types_pb2.Stage(ttft_ms=float("nan"), tpot_ms=100, tier="loose")]}, "ttft_s"),
+        ({"stages": [types_pb2.Stage(tpot_ms=100, max_tokens=8, tier="best-effort")]}, "candidates[0].stages[0].tier"),
         ({"stages": [types_pb2.Stage(tpot_ms=100, max_tokens=8, tier="snug")]}, "tier 'snug' is not configured"),
         ({"stages": [types_pb2.Stage(tpot_ms=60, max_tokens=8, tier="loose")]}, "candidates[0].stages[0].tier"),
         ({"stages": [types_pb2.Stage(tpot_ms=float("nan"), max_tokens=8, tier="loose")]}, "tpot_s"),
@@ -114,6 +121,34 @@ async def test_a_malformed_candidate_is_refused_by_name_and_reserves_nothing(pla
     assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
     assert named in refused.value.details()
     assert planner.runs == []
+
+
+async def test_a_deadline_before_the_requests_own_arrival_is_refused(planner) -> None:
+    now_us = planner.clock.now_us()
+    async with planner.worker(a_state(now_us)):
+        with pytest.raises(grpc.aio.AioRpcError, match="before the request's own arrival") as refused:
+            await planner.admit(a_candidate(now_us, "r1", ttft_deadline_us=now_us - 1))
+        assert planner.fleet.get("gpu-0").ledger.attempt("r1") == 0
+    assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_deadline_that_passed_on_the_way_is_hopeless_and_reserves_nothing(planner) -> None:
+    now_us = planner.clock.now_us()
+    async with planner.worker(a_state(now_us)):
+        late = a_candidate(now_us, "r1", arrival_us=now_us - 2_000_000, ttft_deadline_us=now_us - 1_000_000)
+        [answer] = await planner.admit(late)
+        assert planner.fleet.get("gpu-0").ledger.reservation(("r1", 1)) is None
+    assert (answer.verdict.kind, answer.reserved_until_us) == (BEST_EFFORT, 0)
+    assert answer.verdict.constraint.kind == types_pb2.CONSTRAINT_KIND_HOPELESS
+
+
+async def test_too_many_candidates_or_no_replica_are_refused(planner) -> None:
+    now_us = planner.clock.now_us()
+    crowd = [a_candidate(now_us, f"r{n}") for n in range(1025)]
+    for candidates, replica_id, named in ((crowd, "gpu-0", "at most 1024"), (crowd[:1], "", "replica_id")):
+        with pytest.raises(grpc.aio.AioRpcError, match=named) as refused:
+            await planner.admit(*candidates, replica_id=replica_id)
+        assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
 async def test_an_older_attempt_is_refused(planner) -> None:
@@ -170,7 +205,8 @@ async def test_a_quote_promises_nothing_and_names_what_would_fit(planner) -> Non
     ask = planner_pb2.PlanQuoteRequest(replica_id="gpu-0", candidate=long_prompt)
     async with planner.worker(a_state(now_us)):
         quote = await planner.stub.Quote(ask)
-        fitting = a_candidate(now_us, "r2", ttft_ms=quote.tightest_ttft_ms + 50, prompt_tokens=4000)
+        later_us = planner.clock.now_us()
+        fitting = a_candidate(later_us, "r2", ttft_ms=quote.tightest_ttft_ms + 500, prompt_tokens=4000)
         [answer] = await planner.admit(fitting)
         assert planner.fleet.get("gpu-0").ledger.reservation(("r1", 1)) is None
     assert not quote.fits
