@@ -65,7 +65,9 @@ class AdmissionProcess:
         accounts = Accounts(instruments, clock, served_name(settings.model))
         self._routers = Routers(settings.routers)
         self.sessions = Sessions(accounts, clock, lambda session: self._endings.abandon(session))
-        self._workers = Workers(self.sessions, settings.admission_id, clock, instruments, self._background, self._doubt)
+        self._workers = Workers(
+            self.sessions, settings.admission_id, clock, instruments, self._background, self._doubt, self._declined
+        )
         self._rescue = Rescue(
             store,
             self._routers,
@@ -82,7 +84,7 @@ class AdmissionProcess:
         )
         self._endings = Endings(store, self.sessions, self._workers, handover, self._background)
         resolver = Resolver(catalogue, tokens, settings.admission_id, self._live_replicas)
-        refusals = Refusals(notes)
+        refusals = self._refusals = Refusals(notes)
         front = Front(
             resolver=resolver,
             tokens=tokens,
@@ -175,3 +177,8 @@ class AdmissionProcess:
 
     def _doubt(self, session: Session) -> None:
         self._background.start(self._rescue.examine(session), f"examination of {session.request_id}")
+
+    def _declined(self, session: Session, attempt: int) -> None:
+        if session.error is not None:
+            work = self._refusals.keep(session.request_id, session.error, attempt)
+            self._background.start(work, f"rejection of {session.request_id}")

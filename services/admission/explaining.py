@@ -43,6 +43,8 @@ _STATES = {
 }
 """A session's state in the words of the record."""
 
+_REJECTED = "rejected"
+
 Hops = Sequence[router_pb2.Hop]
 
 
@@ -71,7 +73,7 @@ class Explainer:
         record = await self._store.get(request_id)
         if record is None or record.tenant != tenant:
             raise unknown_request(request_id)
-        refusal = await self._refusals.of(request_id) if record.state is RequestState.NEW else None
+        refusal = await self._refusals.of(record)
         return await (self._of_record(record) if refusal is None else self._of_refusal(record, refusal))
 
     async def _of_session(self, session: Session) -> admission_pb2.ExplainResponse:
@@ -80,6 +82,8 @@ class Explainer:
         if not hops:  # not placed yet, or placed by a call before this one
             hops, notes = await self._remembered(session.request_id)
         verdict = session.verdict or types_pb2.Verdict()
+        if verdict.kind == types_pb2.VERDICT_KIND_REJECTED:
+            return _response(verdict, hops, _REJECTED, [verdict_sentence(verdict), *notes])
         reports = session.clock.reports()
         waited_ms = (self._clock.now_us() - session.facts.queued.arrival_us) / 1000
         ended = session.state.ended
@@ -102,7 +106,7 @@ class Explainer:
 
     async def _of_refusal(self, record: RequestRecord, refusal: types_pb2.Verdict) -> admission_pb2.ExplainResponse:
         hops, notes = await self._remembered(record.request_id)
-        return _response(refusal, hops, "rejected", [verdict_sentence(refusal), *notes])
+        return _response(refusal, hops, _REJECTED, [verdict_sentence(refusal), *notes])
 
     async def _remembered(self, request_id: str) -> tuple[Hops, list[str]]:
         """What the planners remember, and a note where they could not be asked: the rest is still worth telling."""

@@ -219,7 +219,8 @@ class Session:
         pending = before == types_pb2.VERDICT_KIND_PENDING
         decided = pending or self.verdict is None  # a decision may overtake the placement's answer
         if decided and self._rejects and verdict.kind == types_pb2.VERDICT_KIND_BEST_EFFORT:
-            self.fail(_declined(self.request_id, verdict))
+            self.verdict = _rejection(verdict)
+            self.fail(_declined(self.request_id, self.verdict))
             return
         untold = self.first_verdict is None
         self._decide(verdict)
@@ -246,14 +247,25 @@ class Session:
             self.watcher.set()
 
 
-def _declined(request_id: str, verdict: types_pb2.Verdict) -> SloServeError:
-    """What a client that takes no best effort is told when its pending request cannot be promised."""
+def _rejection(verdict: types_pb2.Verdict) -> types_pb2.Verdict:
+    """What best effort means to a client that takes none."""
     rejected = types_pb2.Verdict()
     rejected.CopyFrom(verdict)
     rejected.kind, rejected.tier = types_pb2.VERDICT_KIND_REJECTED, ""
     rejected.retry_after_ms = verdict.retry_after_ms or _RETRY_MS
-    why = f": {verdict.constraint.detail}" if verdict.constraint.detail else ""
+    return rejected
+
+
+def _declined(request_id: str, rejected: types_pb2.Verdict) -> SloServeError:
+    """What a client that takes no best effort is told when its pending request cannot be promised."""
+    why = f": {rejected.constraint.detail}" if rejected.constraint.detail else ""
     text = (
-        f"request {request_id} waited for room on {verdict.replica_id or 'its replica'}, which cannot promise it{why}"
+        f"request {request_id} waited for room on {rejected.replica_id or 'its replica'}, which cannot promise it{why}"
     )
-    return SloServeError(Reason.NO_CAPACITY, text, retry_after_ms=rejected.retry_after_ms, details=(rejected,))
+    return SloServeError(
+        Reason.NO_CAPACITY,
+        text,
+        retry_after_ms=rejected.retry_after_ms,
+        details=(rejected,),
+        metadata={"request_id": request_id},  # to ask Explain about
+    )

@@ -20,7 +20,11 @@ _log = logging.getLogger(__name__)
 
 
 class Workers:
-    """The links of this process. `on_doubt` is called with a session whose worker may have lost it."""
+    """The links of this process.
+
+    `on_doubt` is called with a session whose worker may have lost it, `on_declined` with one whose client takes no best
+    effort and whose attempt cannot be promised.
+    """
 
     def __init__(
         self,
@@ -30,6 +34,7 @@ class Workers:
         instruments: AdmissionInstruments,
         background: Background,
         on_doubt: Callable[[Session], None],
+        on_declined: Callable[[Session, int], None],
     ) -> None:
         self._sessions = sessions
         self._admission_id = admission_id
@@ -37,6 +42,7 @@ class Workers:
         self._instruments = instruments
         self._background = background
         self._on_doubt = on_doubt
+        self._on_declined = on_declined
         self._links: dict[str, WorkerLink] = {}
         self._attaching: set[str] = set()
 
@@ -116,6 +122,7 @@ class Workers:
                 self.cancel(session, "stop")
             elif intake is Intake.DECLINED:
                 self.cancel(session, "declined")
+                self._on_declined(session, chunk.attempt)
 
     async def _attach(self, session: Session) -> None:
         try:

@@ -10,7 +10,7 @@ from services.client import Constraint, Finished, Reason, SlosClient, SloServeEr
 from services.common.clock import Clock
 from services.common.config import Catalogue, Tenant
 from services.common.request_record import RequestState
-from tests.services.admission.world import ADMITTED, BEST_EFFORT, World, ids_of, soon
+from tests.services.admission.world import ADMITTED, BEST_EFFORT, PENDING, World, ids_of, soon
 
 STOP = types_pb2.FINISH_REASON_STOP
 LIMIT = types_pb2.Constraint(
@@ -208,3 +208,53 @@ async def test_unknown_and_foreign_requests_are_not_found(world: World, catalogu
                 await client.explain("t-1")
             assert hidden.value.reason is Reason.REQUEST_UNKNOWN
         await stream.aclose()
+
+
+@pytest.mark.parametrize("kept_s", [0, 60], ids=["session gone", "session kept"])
+async def test_a_late_rejection_is_explained_with_what_its_replica_found(world: World, kept_s: int) -> None:
+    world.router.verdict = PENDING
+    world.router.remembered = [hop("w0", FULL)]
+    stream = world.client.generate(
+        "Go.", application="chatbot", max_tokens=4, on_infeasible="REJECT", resume_grace_s=kept_s
+    )
+    first = asyncio.ensure_future(anext(stream))
+    queued = await world.placed()
+    late = types_pb2.Constraint(kind=types_pb2.CONSTRAINT_KIND_HOPELESS, detail="hopeless: too late")
+    decision = types_pb2.Verdict(
+        kind=BEST_EFFORT, replica_id="w0", constraint=late, retry_after_ms=320, decided_at_us=7
+    )
+    world.worker.emit(queued.request_id, verdict=decision)
+    with pytest.raises(SloServeError) as shed:
+        await first
+    assert shed.value.metadata["request_id"] == queued.request_id
+    other = await world.start_admission()
+
+    async def kept() -> bool:
+        record = await world.store.get(queued.request_id)
+        return record is not None and "refusal_attempt" in record.fields
+
+    async with asyncio.timeout(10):
+        while not await kept():  # noqa: ASYNC110 - a hash in Redis announces nothing
+            await asyncio.sleep(0.01)
+    async with SlosClient(f"127.0.0.1:{other.port}") as elsewhere:
+        for client in (world.client, elsewhere):
+            said = await client.explain(queued.request_id)
+            assert (said.state, said.verdict.kind, said.verdict.retry_after_ms) == ("rejected", "REJECTED", 320)
+            assert said.verdict.constraint is not None
+            assert said.verdict.constraint.kind == "HOPELESS"
+            assert said.why == ("rejected: hopeless: too late; room was expected 320 ms later",)
+            assert [report.replica_id for report in said.hops] == ["w0"]
+
+
+async def test_a_rejection_does_not_outlive_the_attempt_it_is_about(world: World) -> None:
+    world.router.error = SloServeError(Reason.NO_CAPACITY, "full", retry_after_ms=700)
+    with pytest.raises(SloServeError):
+        await anext(world.client.generate("Go.", application="chatbot", request_id="e-9"))
+    world.router.error = None
+    stream = world.client.generate("Go.", application="chatbot", request_id="e-9")
+    await anext(stream)
+    assert await world.client.cancel("e-9")
+    other = await world.start_admission()
+    async with SlosClient(f"127.0.0.1:{other.port}") as elsewhere:
+        assert (await elsewhere.explain("e-9")).state == "cancelled"
+    await stream.aclose()
