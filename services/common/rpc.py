@@ -1,8 +1,7 @@
 """gRPC as every service uses it: one way to build a server, one way to build a channel.
 
-A server maps `SloServeError` to its status for every handler (one interceptor), serves `grpc.health.v1.Health` and
-reflection, and joins the caller's OpenTelemetry trace. Streaming handlers must be async generators: the tracing
-interceptor breaks handlers that call `context.write`.
+A server serves `grpc.health.v1.Health` and reflection; its one interceptor maps `SloServeError` to its status for every
+handler and joins the caller's OpenTelemetry trace. Streaming handlers must be async generators.
 """
 
 import asyncio
@@ -17,10 +16,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
-from opentelemetry.instrumentation.grpc import aio_client_interceptors, aio_server_interceptor, filters
 
 from services.common.config import ConfigError
 from services.common.errors import Reason, SloServeError, pushback_trailer, to_status
+from services.common.rpc_tracing import TracedChannel, failed_call, server_call
 from services.common.undecodable import undecodable
 
 __all__ = ["MAX_MESSAGE_BYTES", "RpcServer", "open_channel"]
@@ -53,8 +52,11 @@ def _wire_status(error: SloServeError) -> _WireStatus:
     return _WireStatus(status.code, status.details, (*status.trailing_metadata, *pushback_trailer(error)))
 
 
-class _ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Ends a call with the status of the typed error its handler raised; anything else is INTERNAL and logged."""
+class _Interceptor(grpc.aio.ServerInterceptor):
+    """Runs each handler inside its server span and ends it with the status of the typed error that it raised.
+
+    Any other error is INTERNAL, and logged.
+    """
 
     async def intercept_service(
         self,
@@ -76,7 +78,8 @@ class _ErrorInterceptor(grpc.aio.ServerInterceptor):
         }[(handler.request_streaming, handler.response_streaming)]
         behaviour = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
         decode = handler.request_deserializer if handler.request_streaming else _decoder(handler.request_deserializer)
-        return make(wrap(behaviour, method), decode, handler.response_serializer)
+        wrapped = wrap(behaviour, method, handler_call_details.invocation_metadata or ())
+        return make(wrapped, decode, handler.response_serializer)
 
 
 def _decoder(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
@@ -104,33 +107,45 @@ def _typed(error: Exception, method: str) -> SloServeError:
     return SloServeError(Reason.INTERNAL, f"unexpected {type(error).__name__} in {method}")
 
 
-def _wrap_unary(behaviour: Callable[..., Awaitable[Any]], method: str) -> Callable[..., Awaitable[Any]]:
+async def _abort(context: Any, span: Any, error: SloServeError) -> None:
+    status = _wire_status(error)
+    failed_call(span, status.code, error.text)
+    await context.abort_with_status(status)
+
+
+def _wrap_unary(
+    behaviour: Callable[..., Awaitable[Any]], method: str, metadata: Sequence[Any]
+) -> Callable[..., Awaitable[Any]]:
     async def call(request: Any, context: Any) -> Any:
-        try:
-            return await behaviour(_checked(request), context)
-        except (grpc.aio.AbortError, asyncio.CancelledError):
-            raise
-        except Exception as error:
-            await context.abort_with_status(_wire_status(_typed(error, method)))
+        with server_call(method, metadata, streams=False) as span:
+            try:
+                return await behaviour(_checked(request), context)
+            except (grpc.aio.AbortError, asyncio.CancelledError):
+                raise
+            except Exception as error:
+                await _abort(context, span, _typed(error, method))
 
     return call
 
 
-def _wrap_streaming(behaviour: Callable[..., AsyncIterator[Any]], method: str) -> Callable[..., AsyncIterator[Any]]:
+def _wrap_streaming(
+    behaviour: Callable[..., AsyncIterator[Any]], method: str, metadata: Sequence[Any]
+) -> Callable[..., AsyncIterator[Any]]:
     async def call(request: Any, context: Any) -> AsyncIterator[Any]:
         responses = None
-        try:
-            responses = behaviour(_checked(request), context)
-            async for response in responses:
-                yield response
-        except (grpc.aio.AbortError, asyncio.CancelledError):
-            raise
-        except Exception as error:
-            await context.abort_with_status(_wire_status(_typed(error, method)))
-        finally:
-            close = getattr(responses, "aclose", None)
-            if close is not None:
-                await close()
+        with server_call(method, metadata, streams=True) as span:
+            try:
+                responses = behaviour(_checked(request), context)
+                async for response in responses:
+                    yield response
+            except (grpc.aio.AbortError, asyncio.CancelledError):
+                raise
+            except Exception as error:
+                await _abort(context, span, _typed(error, method))
+            finally:
+                close = getattr(responses, "aclose", None)
+                if close is not None:
+                    await close()
 
     return call
 
@@ -144,10 +159,7 @@ class RpcServer:
     def __init__(self, address: str) -> None:
         """Bind `address` (host:port; port 0 picks a free one, see `port`). Raises ConfigError where it is taken."""
         self.grpc = grpc.aio.server(
-            interceptors=(
-                aio_server_interceptor(filter_=filters.negate(filters.health_check())),  # type: ignore[no-untyped-call]
-                _ErrorInterceptor(),
-            ),
+            interceptors=(_Interceptor(),),
             options=[
                 ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
                 ("grpc.max_send_message_length", -1),
@@ -187,9 +199,8 @@ class RpcServer:
 
 def open_channel(address: str, *, traced: bool = True) -> grpc.aio.Channel:
     """A channel to another service. `traced` sends the current OpenTelemetry context along."""
-    return grpc.aio.insecure_channel(
+    channel = grpc.aio.insecure_channel(
         address,
-        interceptors=aio_client_interceptors() if traced else None,  # type: ignore[no-untyped-call]
         options=[
             ("grpc.max_receive_message_length", -1),
             ("grpc.max_send_message_length", -1),
@@ -199,3 +210,4 @@ def open_channel(address: str, *, traced: bool = True) -> grpc.aio.Channel:
             *_KEEPALIVE,
         ],
     )
+    return TracedChannel(channel) if traced else channel
