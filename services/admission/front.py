@@ -4,6 +4,7 @@ Order matters: everything that can be refused without touching another process i
 """
 
 import asyncio
+import contextlib
 import uuid
 
 from protos import admission_pb2
@@ -81,8 +82,9 @@ class Front:
         caller, valid = checked.caller, checked.valid
         self._accounts.offered(valid.application)
         queued = self._resolver.resolve(checked, valid.request_id or uuid.uuid4().hex, arrival, trace)
-        repeated = await self._begin(queued.request_id, request, caller, valid, arrival, trace)
-        if repeated is not None:
+        named = bool(valid.request_id)
+        begun = self._begin(queued.request_id, request, caller, valid, arrival, trace)
+        if named and (repeated := await begun) is not None:
             trace.end({"slos_serve.reattached": True})
             return repeated
         facts = SessionFacts(
@@ -90,11 +92,17 @@ class Front:
             rules=output_rules(queued, self._tokens, valid.last_stage_limit),
             on_infeasible=valid.on_infeasible,
             resume_grace_s=valid.resume_grace_s,
-            keep_s=self._keep_s if valid.request_id or valid.resume_grace_s else 0.0,
+            keep_s=self._keep_s if named or valid.resume_grace_s else 0.0,
         )
         session = Session(facts, self._tokens.decode, trace)
         self._sessions.add(session)
-        await self._place(session, arrival, valid.previous_request_id)
+        # An id of our own repeats nobody's request, so it is registered while its place is found.
+        registering = None if named else asyncio.ensure_future(begun)
+        try:
+            await self._place(session, arrival, valid.previous_request_id, registering)
+        finally:
+            if registering is not None:
+                registering.cancel()
         return session
 
     async def _begin(
@@ -134,7 +142,13 @@ class Front:
             text = f"request_id {request_id!r} has been used and cannot be attached to: {error.text}"
             raise SloServeError(Reason.REQUEST_CONFLICT, text) from None
 
-    async def _place(self, session: Session, arrival: Arrival, previous_request_id: str) -> None:
+    async def _place(
+        self,
+        session: Session,
+        arrival: Arrival,
+        previous_request_id: str,
+        registering: asyncio.Future[Session | None] | None,
+    ) -> None:
         try:
             remaining_s = self._remaining_s(arrival)
             response = await self._routers.place(
@@ -145,6 +159,7 @@ class Front:
             session.fail(error)
             self._endings.not_placed(session, error)
             self._sessions.drop(session)
+            await _registered(registering)  # what is kept goes into the hash that it makes
             await self._refusals.keep(session.request_id, error)
             raise
         except asyncio.CancelledError:
@@ -152,6 +167,7 @@ class Front:
             raise
         session.last_heard_s = self._clock.now_s()
         session.placed(response)
+        await _registered(registering)
         if session.facts.resume_grace_s > 0:
             await self._handover.leave(session)
 
@@ -162,3 +178,10 @@ class Front:
         if remaining_s <= 0:
             raise SloServeError(Reason.CLIENT_DEADLINE, "the deadline passed before the request was placed")
         return remaining_s
+
+
+async def _registered(registering: asyncio.Future[Session | None] | None) -> None:
+    """Wait for a registration that was begun beside the placement; without Redis the placement says so."""
+    if registering is not None:
+        with contextlib.suppress(SloServeError):
+            await registering

@@ -60,6 +60,17 @@ async def test_the_same_id_is_a_retry_with_the_same_body_and_a_conflict_with_ano
     assert await begin(store, "r", tenant="other") is BeginResult.CONFLICT
 
 
+async def test_a_registration_that_the_append_overtook_changes_nothing_but_the_digest(store: RequestStore) -> None:
+    await store.enqueue(queued("r"), QUEUE, verdict="admitted")
+    assert await store.claim("r", 1, A) == 1
+    assert await begin(store, "r") is BeginResult.NEW
+    record = await store.get("r")
+    assert record is not None
+    assert (record.state, record.attempt, record.owner) == (RequestState.CLAIMED, 1, A)
+    assert await begin(store, "r") is BeginResult.SAME
+    assert await begin(store, "r", digest="d2") is BeginResult.CONFLICT
+
+
 async def test_an_entry_is_readable_and_carries_the_request(store: RequestStore, broker: Redis) -> None:
     await begin(store, "r")
     done = await store.enqueue(queued("r"), QUEUE, verdict="ADMITTED", replica_id="w0", hops=2)
