@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 from protos import admission_pb2_grpc, router_pb2
 from services.admission.accounts import Accounts
 from services.admission.background import Background
+from services.admission.delivery import DeliveryLag
 from services.admission.endings import Endings
 from services.admission.explaining import Explainer
 from services.admission.front import Front
@@ -64,7 +65,8 @@ class AdmissionProcess:
         store = RequestStore(redis, clock)
         accounts = Accounts(instruments, clock, served_name(settings.model))
         self._routers = Routers(settings.routers)
-        self.sessions = Sessions(accounts, clock, lambda session: self._endings.abandon(session))
+        lag = DeliveryLag(clock, instruments)
+        self.sessions = Sessions(accounts, clock, lag, lambda session: self._endings.abandon(session))
         self._workers = Workers(
             self.sessions, settings.admission_id, clock, instruments, self._background, self._doubt, self._declined
         )
@@ -83,7 +85,7 @@ class AdmissionProcess:
             notes, store, self.sessions, self._workers, tokens, settings.admission_id, settings.keep_finished_s
         )
         self._endings = Endings(store, self.sessions, self._workers, handover, self._background)
-        resolver = Resolver(catalogue, tokens, settings.admission_id, self._live_replicas)
+        resolver = Resolver(catalogue, tokens, settings.admission_id, self._live_replicas, lag)
         refusals = self._refusals = Refusals(notes)
         front = Front(
             resolver=resolver,

@@ -36,10 +36,14 @@ def queued_request(
     tenant: str,
     admission_id: str,
     arrival_us: int,
+    delivery_lag_s: float,
     client_deadline_us: int,
     trace: TraceContext,
 ) -> types_pb2.QueuedRequest:
-    """The first attempt of a request. Tier, promise and predictions are the router's to fill."""
+    """The first attempt of a request. Tier, promise and predictions are the router's to fill.
+
+    The first-token deadline is the engine's: `delivery_lag_s` before the client's.
+    """
     ttft_s = stages[0].ttft_s or 0.0
     return types_pb2.QueuedRequest(
         request_id=request_id,
@@ -51,7 +55,7 @@ def queued_request(
         sampling=valid.sampling,
         stages=[stage_to_wire(stage, tier) for stage, tier in zip(stages, tiers, strict=True)],
         arrival_us=arrival_us,
-        ttft_deadline_us=arrival_us + round(ttft_s * 1e6),
+        ttft_deadline_us=arrival_us + round((ttft_s - delivery_lag_s) * 1e6),
         stop_token_ids=tokens.stop_token_ids,
         traceparent=trace.traceparent,
         tracestate=trace.tracestate,

@@ -36,10 +36,12 @@ class Quoter:
             trace.end({}, error.text)
             raise
         trace.end({"slos_serve.fits": found.fits})
+        engine_ms = (queued.ttft_deadline_us - queued.arrival_us) / 1000
+        lag_ms = max(0.0, queued.stages[0].ttft_ms - engine_ms)  # the way from engine to client comes on top
         return admission_pb2.QuoteResponse(
             fits=found.fits,
             verdict=found.verdict,
-            tightest_ttft_ms=found.tightest_ttft_ms,
+            tightest_ttft_ms=found.tightest_ttft_ms + lag_ms if found.tightest_ttft_ms > 0 else 0.0,
             tightest_tpot_ms=found.tightest_tpot_ms,
             earliest_us=found.earliest_us,
         )

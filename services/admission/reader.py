@@ -1,7 +1,7 @@
 """One client's walk through a session's log, as the events of its stream."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from protos import admission_pb2, types_pb2
 from services.admission.session import Marker, Session, VerdictNews
@@ -13,11 +13,17 @@ __all__ = ["Reader"]
 
 
 class Reader:
-    """Reads a session from output token `from_token` on. A session has one reader: the newest."""
+    """Reads a session from output token `from_token` on. A session has one reader: the newest.
 
-    def __init__(self, session: Session, clock: Clock, from_token: int = 0) -> None:
+    `on_first_token` hears when the request's first token is sent, Unix microseconds.
+    """
+
+    def __init__(
+        self, session: Session, clock: Clock, from_token: int, on_first_token: Callable[[Session, int], None]
+    ) -> None:
         self._session = session
         self._clock = clock
+        self._on_first_token = on_first_token
         self._token = from_token
         self._marker = sum(1 for marker in session.markers if marker.at_token < from_token)
         self._changed = asyncio.Event()
@@ -75,7 +81,10 @@ class Reader:
         if start == 0:
             self._session.trace.first_token()
         tokens = admission_pb2.Tokens(text=transcript.text(start, end), ids=transcript.ids[start:end], offset=start)
-        self._session.clock.tokens_sent(end, self._clock.now_us())
+        now_us = self._clock.now_us()
+        if self._session.clock.delivered == 0:
+            self._on_first_token(self._session, now_us)
+        self._session.clock.tokens_sent(end, now_us)
         return self._event(tokens=tokens)
 
     def _marker_event(self, marker: Marker) -> admission_pb2.GenerateEvent:

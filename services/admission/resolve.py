@@ -11,6 +11,7 @@ from functools import partial
 from protos import admission_pb2, router_pb2, types_pb2
 from services.admission.arrival import Arrival
 from services.admission.auth import Caller, authenticate, check_permitted
+from services.admission.delivery import DeliveryLag
 from services.admission.queueing import queued_request
 from services.admission.request_trace import RequestTrace
 from services.admission.slo import ReplicaSpeed, resolve_stages, stage_tiers
@@ -41,12 +42,15 @@ class Checked:
 class Resolver:
     """Checks and resolves messages against the catalogue, the model and the live fleet."""
 
-    def __init__(self, catalogue: Catalogue, tokens: ModelTokens, admission_id: str, fleet: Fleet) -> None:
+    def __init__(
+        self, catalogue: Catalogue, tokens: ModelTokens, admission_id: str, fleet: Fleet, lag: DeliveryLag
+    ) -> None:
         self._catalogue = catalogue
         self._tiers = catalogue.tier_list()
         self._tokens = tokens
         self._admission_id = admission_id
         self._fleet = fleet
+        self._lag = lag
 
     def caller(self, arrival: Arrival) -> Caller:
         """The tenant of a call."""
@@ -88,6 +92,7 @@ class Resolver:
             tenant=checked.caller.tenant,
             admission_id=self._admission_id,
             arrival_us=arrival.at_us,
+            delivery_lag_s=self._lag.off_s(stages[0].ttft_s or 0.0),
             client_deadline_us=arrival.deadline_us,
             trace=trace.context,
         )

@@ -81,6 +81,7 @@ class Session:
         self.error: SloServeError | None = None
         self.watcher: asyncio.Event | None = None
         self.last_heard_s = 0.0
+        self.emitted_us = 0  # end of the first token's batch, by our clock; 0 until it is here
         self.settled = False
 
     @property

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from services.admission.accounts import Accounts
+from services.admission.delivery import DeliveryLag
 from services.admission.reader import Reader
 from services.admission.session import Session
 from services.common.clock import Clock
@@ -20,9 +21,12 @@ __all__ = ["Sessions"]
 class Sessions:
     """Sessions by request id. `on_abandoned` is called with a live session that nobody waits for any more."""
 
-    def __init__(self, accounts: Accounts, clock: Clock, on_abandoned: Callable[[Session], None]) -> None:
+    def __init__(
+        self, accounts: Accounts, clock: Clock, lag: DeliveryLag, on_abandoned: Callable[[Session], None]
+    ) -> None:
         self._accounts = accounts
         self._clock = clock
+        self._lag = lag
         self._on_abandoned = on_abandoned
         self._by_id: dict[str, Session] = {}
         self._readers: dict[str, Reader] = {}
@@ -63,9 +67,13 @@ class Sessions:
     def attach(self, session: Session, from_token: int = 0) -> Reader:
         """A reader from `from_token` on; the one before it ends."""
         self._stop_timer(session)
-        reader = Reader(session, self._clock, from_token)
+        reader = Reader(session, self._clock, from_token, self._first_token)
         self._readers[session.request_id] = reader
         return reader
+
+    def _first_token(self, session: Session, sent_us: int) -> None:
+        if session.emitted_us:
+            self._lag.first_token(session.replica_id, session.emitted_us, sent_us)
 
     def detach(self, session: Session, reader: Reader) -> None:
         """A reader's stream is over, for whatever reason. Harmless when repeated."""

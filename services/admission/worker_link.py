@@ -46,6 +46,7 @@ class WorkerLink:
         self._on_batch = on_batch
         self._on_linked = on_linked
         self._on_skew = on_skew
+        self.skew_s = 0.0
         self._channel = open_channel(replica.address, traced=False)  # a span that lasts for days helps nobody
         self._stub = worker_pb2_grpc.WorkerStub(self._channel)
         self._task = asyncio.create_task(self._follow(), name=f"tokens from {replica.replica_id}")
@@ -91,6 +92,7 @@ class WorkerLink:
             retry_s = min(_LONGEST_RETRY_S, retry_s * 2)
 
     async def _subscribe(self) -> None:
+        await self._channel.channel_ready()  # or the time to connect would look like skew
         asked_us = self._clock.now_us()
         first = True
         async for batch in self._stub.Subscribe(worker_pb2.SubscribeRequest(admission_id=self._admission_id)):
@@ -102,5 +104,9 @@ class WorkerLink:
                 self._on_batch(batch)
 
     def _measure_skew(self, asked_us: int, sent_at_us: int) -> None:
-        middle_us = (asked_us + self._clock.now_us()) / 2
-        self._on_skew((sent_at_us - middle_us) / 1e6)
+        heard_us = self._clock.now_us()
+        if not asked_us <= sent_at_us <= heard_us:  # within the round trip there is none that could be told
+            self.skew_s = (sent_at_us - (asked_us + heard_us) / 2) / 1e6
+        else:
+            self.skew_s = 0.0
+        self._on_skew(self.skew_s)

@@ -110,11 +110,15 @@ class Workers:
 
     def _take(self, batch: worker_pb2.TokenBatch) -> None:
         now_s = self._clock.now_s()
+        link = self._links.get(batch.replica_id)
+        skew_us = round(link.skew_s * 1e6) if link is not None else 0
         for chunk in batch.chunks:
             session = self._sessions.get(chunk.request_id)
             if session is None:
                 continue  # given up here; its cancel is under way
             session.last_heard_s = now_s
+            if not session.emitted_us and chunk.emitted_at_us and chunk.token_ids:
+                session.emitted_us = chunk.emitted_at_us - skew_us
             intake = session.take(batch.replica_id, chunk)
             if intake is Intake.GAP:
                 self.attach(session)

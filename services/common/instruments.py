@@ -64,6 +64,7 @@ class AdmissionInstruments:
     prompt_tokens: Counter
     replacements: Counter
     live: UpDownCounter
+    delivery_lag_s: Histogram
     clock_skew_s: Gauge
 
 
@@ -98,6 +99,12 @@ def admission_instruments(meter: Meter | None = None) -> AdmissionInstruments:
         prompt_tokens=m.create_counter("slos_serve.prompt_tokens", unit="{token}", description="Prompt tokens"),
         replacements=m.create_counter("slos_serve.replacements", description="Requests placed again, by outcome"),
         live=m.create_up_down_counter("slos_serve.live_requests", description="Requests in this process"),
+        delivery_lag_s=m.create_histogram(
+            "slos_serve.delivery_lag",
+            unit="s",
+            description="End of a first token's batch to its sending",
+            explicit_bucket_boundaries_advisory=_TTFT_S,
+        ),
         clock_skew_s=m.create_gauge(
             "slos_serve.clock_skew", unit="s", description="Worker clock minus admission clock, at subscription"
         ),

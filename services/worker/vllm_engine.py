@@ -63,6 +63,7 @@ class VllmEngine:
         self._default_sampling: dict[str, Any] = {}
         self._failed = asyncio.Event()
         self._stopping = False
+        self._step_ended_s = 0.0  # of the newest step whose output is here
 
     # What it is
 
@@ -178,10 +179,25 @@ class VllmEngine:
         except Exception as error:
             raise EngineDiedError(f"the engine did not start: {error}") from error
         _started(self._llm.output_handler).add_done_callback(self._on_output_handler_done)
+        self._watch_step_ends(self._llm.output_processor)
         await self._first_report.wait()
         self._default_sampling = dict(config.model_config.get_diff_sampling_param())
         self._info = engine_info(config, self._mirror.total_blocks, self._mirror.block_size)
         return config
+
+    def _watch_step_ends(self, output_processor: Any) -> None:
+        """Tokens are timed by the end of their step in the engine process, not by when this loop gets to them.
+
+        Both processes read one monotonic clock.
+        """
+        take = output_processor.process_outputs
+
+        def timed(outputs: Any, ended_s: float | None = None, *rest: Any, **options: Any) -> Any:
+            if ended_s is not None:
+                self._step_ended_s = ended_s
+            return take(outputs, ended_s, *rest, **options)
+
+        output_processor.process_outputs = timed
 
     def _on_output_handler_done(self, _: "asyncio.Task[None]") -> None:
         if not self._stopping:
@@ -215,7 +231,7 @@ class VllmEngine:
                 completion = output.outputs[0]
                 finished = bool(output.finished)
                 end = _ENDS.get(completion.finish_reason or "error", EngineEnd.ERROR) if finished else None
-                yield EngineOutput(request_id, tuple(completion.token_ids), time.monotonic(), end)
+                yield EngineOutput(request_id, tuple(completion.token_ids), self._step_ended_s, end)
         except EngineDeadError as error:
             finished = True
             self._failed.set()

@@ -121,6 +121,7 @@ class ScriptedWorker(worker_pb2_grpc.WorkerServicer):
         verdict: types_pb2.Verdict | None = None,
         error: str = "",
         lose: bool = False,
+        emitted_us: int = 0,
     ) -> None:
         """Generate `ids`; with `lose` they never reach the wire."""
         output = self.outputs[request_id]
@@ -132,6 +133,7 @@ class ScriptedWorker(worker_pb2_grpc.WorkerServicer):
             finish_reason=finish,
             error=error,
             verdict=verdict,
+            emitted_at_us=emitted_us,
         )
         output.ids += ids
         output.finish = finish

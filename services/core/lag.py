@@ -1,0 +1,30 @@
+"""How late something tends to be: an upper quantile of what was seen lately."""
+
+import math
+from collections import deque
+
+__all__ = ["LagEstimate"]
+
+_QUANTILE = 0.9
+_REMEMBERED = 64
+_FRESH_S = 30.0
+
+
+class LagEstimate:
+    """An upper quantile of recent lags, seconds. Old ones are forgotten, so that one bad minute does not last."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, float]] = deque(maxlen=_REMEMBERED)
+
+    def observe(self, now_s: float, lag_s: float) -> None:
+        """Something came `lag_s` later than it was reckoned with (not below 0)."""
+        self._seen.append((now_s, max(0.0, lag_s)))
+
+    def seconds(self, now_s: float) -> float:
+        """What to reckon with; 0 while nothing recent is known."""
+        while self._seen and now_s - self._seen[0][0] > _FRESH_S:
+            self._seen.popleft()
+        if not self._seen:
+            return 0.0
+        lags = sorted(lag_s for _, lag_s in self._seen)
+        return lags[math.ceil(_QUANTILE * len(lags)) - 1]

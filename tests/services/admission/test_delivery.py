@@ -1,0 +1,48 @@
+"""The way from the engine to the client, measured and taken off the deadlines to come."""
+
+import time
+
+import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+
+from protos import types_pb2
+from services.admission.delivery import DeliveryLag
+from services.admission.tokens import ModelTokens
+from services.common.clock import Clock
+from services.common.instruments import admission_instruments
+from tests.services.admission.world import World, ids_of
+
+
+@pytest.fixture
+def lag() -> DeliveryLag:
+    return DeliveryLag(Clock(), admission_instruments(MeterProvider().get_meter("test")))
+
+
+def test_nothing_is_taken_off_before_a_first_token_was_sent(lag: DeliveryLag) -> None:
+    assert lag.off_s(1.0) == 0.0
+
+
+def test_the_lag_of_recent_first_tokens_is_taken_off_but_never_more_than_a_quarter(lag: DeliveryLag) -> None:
+    for _ in range(10):
+        lag.first_token("w0", emitted_us=1_000_000, sent_us=1_030_000)
+    assert lag.off_s(1.0) == pytest.approx(0.030)
+    assert lag.off_s(0.1) == pytest.approx(0.025)
+
+
+async def test_the_engine_is_given_the_clients_deadline_less_the_lag(world: World, tokens: ModelTokens) -> None:
+    async def answered() -> types_pb2.QueuedRequest:
+        stream = world.client.generate("Go on.", application="chatbot")
+        await anext(stream)
+        queued = await world.placed()
+        batch_ended_us = round(time.time() * 1e6) - 20_000
+        world.worker.emit(
+            queued.request_id, ids_of(tokens, "ok"), finish=types_pb2.FINISH_REASON_STOP, emitted_us=batch_ended_us
+        )
+        assert [event async for event in stream]
+        return queued
+
+    first, second = await answered(), await answered()
+    budgets_us = [queued.ttft_deadline_us - queued.arrival_us for queued in (first, second)]
+    assert first.stages == second.stages  # what the client is promised is the same
+    assert budgets_us[0] == round(first.stages[0].ttft_ms * 1000)
+    assert budgets_us[1] <= budgets_us[0] - 20_000
