@@ -4,6 +4,7 @@ __all__ = [
     "BEST_EFFORT_QUEUE",
     "DEAD_LETTERS",
     "GROUP",
+    "PLACEMENTS",
     "REPLICA_INDEX",
     "REPLICA_PREFIX",
     "owner_name",
@@ -20,6 +21,9 @@ BEST_EFFORT_QUEUE = "slos:q:best-effort"
 
 DEAD_LETTERS = "slos:dead"
 """Stream of entries whose delivery failed too often."""
+
+PLACEMENTS = "slos:placements"
+"""Running totals over all routers: `offered`, and `declined` for want of capacity."""
 
 REPLICA_INDEX = "slos:replicas"
 """Set of replica ids; a member without a live `replica_key` is gone."""

@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 _TEXT = ("replica_id", "address", "model", "engine", "planner")
 _NUMBERS = (
     *("total_blocks", "block_size", "max_num_seqs", "max_model_len", "started_us"),
-    *("running", "waiting", "free_blocks"),
+    *("running", "waiting", "free_blocks", "idle_ms", "declined"),
 )
 _STATUS_PREFIX = "REPLICA_STATUS_"
 
@@ -79,7 +79,7 @@ class ReplicaRegistry:
             )
 
     async def renew(self, replica_id: str, started_us: int, lease_s: float, **changed: object) -> bool:
-        """Prolong the lease and store what changed (`running`, `waiting`, `free_blocks`).
+        """Prolong the lease and store what changed (`running`, `waiting`, `free_blocks`, `idle_ms`, `declined`).
 
         False: the lease ran out or is another process's. Whoever hears that aborts whatever it runs that Redis gives to
         somebody else, then publishes again.

@@ -26,10 +26,13 @@ async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
     router_pb2_grpc.add_RouterServicer_to_server(parts.service, server.grpc)
     try:
         await parts.fleet.start()
+        counting = asyncio.create_task(parts.tally.run(), name="tally")
         await server.start([SERVICE])
         announce("router", settings.host, server.port)
         await stop.wait()
         parts.placer.stop_waiting()
+        counting.cancel()
+        await parts.tally.write()
     finally:
         await server.stop(settings.drain_grace_s)
         await parts.fleet.stop()

@@ -17,6 +17,7 @@ from services.router.rescue import Rescuer
 from services.router.service import RouterService
 from services.router.settings import RouterSettings
 from services.router.survey import Survey
+from services.router.tally import Tally
 
 __all__ = ["RouterParts", "compose"]
 
@@ -29,12 +30,14 @@ class RouterParts:
     fleet: Fleet
     planners: Planners
     placer: Placer
+    tally: Tally
 
 
 def compose(settings: RouterSettings, catalogue: Catalogue, redis: Redis, clock: Clock) -> RouterParts:
     """The service with everything behind it, not yet started."""
     instruments = router_instruments()
     store = RequestStore(redis, clock)
+    tally = Tally(redis)
     fleet = Fleet(redis, clock, order=order_of(settings.order))
     planners = Planners(settings.planners, settings.admit_timeout_ms / 1000)
     offers = Offers(planners, clock, instruments)
@@ -45,7 +48,8 @@ def compose(settings: RouterSettings, catalogue: Catalogue, redis: Redis, clock:
         rescuer=rescuer,
         survey=Survey(fleet, planners, clock),
         fleet=fleet,
+        tally=tally,
         catalogue=catalogue,
         instruments=instruments,
     )
-    return RouterParts(service, fleet, planners, placer)
+    return RouterParts(service, fleet, planners, placer, tally)

@@ -15,6 +15,7 @@ from services.router.fleet import Fleet
 from services.router.place import Placer
 from services.router.rescue import Rescuer
 from services.router.survey import Survey
+from services.router.tally import Tally
 from services.router.validate import check_explain, check_place, check_quote, check_replace
 from services.router.verdicts import verdict_word
 
@@ -31,6 +32,7 @@ class RouterService(router_pb2_grpc.RouterServicer):
         rescuer: Rescuer,
         survey: Survey,
         fleet: Fleet,
+        tally: Tally,
         catalogue: Catalogue,
         instruments: RouterInstruments,
     ) -> None:
@@ -38,6 +40,7 @@ class RouterService(router_pb2_grpc.RouterServicer):
         self._rescuer = rescuer
         self._survey = survey
         self._fleet = fleet
+        self._tally = tally
         self._tiers = [tier.name for tier in catalogue.tier_list()]
         self._instruments = instruments
         self._tracer = trace.get_tracer("slos_serve")
@@ -48,7 +51,13 @@ class RouterService(router_pb2_grpc.RouterServicer):
         queued = types_pb2.QueuedRequest()
         queued.CopyFrom(request.request)
         placing = self._placer.place(queued, request.on_infeasible, request.previous_request_id)
-        return await self._measured("place", queued, placing)
+        try:
+            response = await self._measured("place", queued, placing)
+        except SloServeError as error:
+            self._tally.refused(error)
+            raise
+        self._tally.placed(response.verdict)
+        return response
 
     async def Replace(self, request: router_pb2.ReplaceRequest, context: Any) -> router_pb2.PlaceResponse:
         """Place a request again whose replica was lost."""

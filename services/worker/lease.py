@@ -38,7 +38,7 @@ class Lease:
         load: Callable[[], Mapping[str, int]],
         on_lost: Callable[[], Awaitable[None]],
     ) -> None:
-        """`load` gives the fields that change all the time: running, waiting, free_blocks."""
+        """`load` gives the fields that change all the time: running, waiting, free_blocks, idle_ms, declined."""
         self._redis = redis
         self._registry = ReplicaRegistry(redis)
         self._replica = replica

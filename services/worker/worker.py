@@ -21,6 +21,7 @@ from services.common.stream_reader import StreamReader
 from services.common.wire import perf_model_to_wire
 from services.core.fit import Sample
 from services.core.lengths import LengthForecaster
+from services.worker.activity import Activity
 from services.worker.background import Background
 from services.worker.best_effort_room import BestEffortRoom
 from services.worker.claims import Claims
@@ -76,6 +77,7 @@ class Worker:
             load=self._load,
             on_lost=self._verify,
         )
+        self._activity = Activity(clock)
         self._engine_lost = asyncio.Event()
         self._background = Background()
         self._measure = Measure(worker_instruments(), settings.replica_id)
@@ -206,12 +208,13 @@ class Worker:
         await self._server.start([worker_pb2.DESCRIPTOR.services_by_name["Worker"].full_name])
 
     def _load(self) -> Mapping[str, int]:
+        totals = {"idle_ms": self._activity.idle_ms, "declined": self._activity.declined}
         if self._mirror is None:
-            return {"running": 0, "waiting": 0, "free_blocks": 0}
+            return {"running": 0, "waiting": 0, "free_blocks": 0, **totals}
         latest = self._mirror.latest
         if latest is None:
-            return {"running": 0, "waiting": 0, "free_blocks": self._engine.info.total_blocks}
-        return {"running": latest.running, "waiting": latest.waiting, "free_blocks": latest.free_blocks}
+            return {"running": 0, "waiting": 0, "free_blocks": self._engine.info.total_blocks, **totals}
+        return {"running": latest.running, "waiting": latest.waiting, "free_blocks": latest.free_blocks, **totals}
 
     # Tasks
 
@@ -223,6 +226,7 @@ class Worker:
             intake.apply(report)
             self._measure.report(report)
             self._recent.extend(Sample(shape, took_s) for shape, took_s in report.batches)
+            self._activity.apply(report)
             if report.perf_model is not None:
                 self._lease.describe(router_pb2.Replica(perf_model=perf_model_to_wire(report.perf_model)))
 

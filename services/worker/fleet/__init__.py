@@ -1,0 +1,1 @@
+"""Workers as Ray actors: started, restarted, drained, scaled."""
