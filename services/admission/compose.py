@@ -15,6 +15,7 @@ from services.admission.endings import Endings
 from services.admission.explaining import Explainer
 from services.admission.front import Front
 from services.admission.handover import Handover
+from services.admission.presence import Presence
 from services.admission.quoting import Quoter
 from services.admission.record_notes import RecordNotes
 from services.admission.refusals import Refusals
@@ -31,7 +32,7 @@ from services.common.clock import Clock
 from services.common.config import Catalogue
 from services.common.errors import Reason, SloServeError
 from services.common.instruments import AdmissionInstruments
-from services.common.registry import FleetChange, ReplicaWatcher
+from services.common.registry import FleetChange, ReplicaRegistry, ReplicaWatcher
 from services.common.request_store import RequestStore
 from services.common.rpc import RpcServer
 
@@ -67,8 +68,16 @@ class AdmissionProcess:
         self._routers = Routers(settings.routers)
         lag = DeliveryLag(clock, instruments)
         self.sessions = Sessions(accounts, clock, lag, lambda session: self._endings.abandon(session))
+        self._presence = Presence(redis, settings.admission_id)
         self._workers = Workers(
-            self.sessions, settings.admission_id, clock, instruments, self._background, self._doubt, self._declined
+            self.sessions,
+            settings.admission_id,
+            ReplicaRegistry(redis),
+            clock,
+            instruments,
+            self._background,
+            self._doubt,
+            self._declined,
         )
         self._rescue = Rescue(
             store,
@@ -78,6 +87,7 @@ class AdmissionProcess:
             lambda: self.replicas,
             clock,
             instruments,
+            self._background,
             settings.rescue_patience_s,
         )
         notes = RecordNotes(redis)
@@ -137,6 +147,7 @@ class AdmissionProcess:
 
     async def start(self) -> None:
         """Watch the fleet, link to its workers, serve."""
+        await self._presence.start()
         await self._watcher.start()
         self._sweep = asyncio.create_task(self._rescue.sweep_forever(), name="rescue sweep")
         await self._server.start([SERVICE])
@@ -171,14 +182,15 @@ class AdmissionProcess:
         self.sessions.close()
         await self._background.drain(_LAST_CALLS_S)
         await self._background.close()
+        await self._presence.stop()
         await self._workers.close()
         await self._routers.close()
 
     def _fleet_changed(self, change: FleetChange) -> None:
         self._workers.fleet_changed(change, self._watcher.replicas)
 
-    def _doubt(self, session: Session) -> None:
-        self._background.start(self._rescue.examine(session), f"examination of {session.request_id}")
+    def _doubt(self, session: Session, after_s: float) -> None:
+        self._background.start(self._rescue.examine(session, after_s), f"examination of {session.request_id}")
 
     def _declined(self, session: Session, attempt: int) -> None:
         if session.error is not None:

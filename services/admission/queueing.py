@@ -62,6 +62,7 @@ def queued_request(
         client_deadline_us=client_deadline_us,
         prompt_digest=hashlib.sha256(array("I", valid.prompt_ids).tobytes()).hexdigest(),
         verdict_mode=verdict_mode_to_wire(valid.verdict_mode),
+        resume_grace_us=round(valid.resume_grace_s * 1e6),
     )
 
 

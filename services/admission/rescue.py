@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Mapping
 
 from protos import router_pb2, types_pb2
+from services.admission.background import Background
 from services.admission.routers import Routers
 from services.admission.session import Session
 from services.admission.sessions import Sessions
@@ -28,7 +29,14 @@ _SILENCE_S = 3.0
 _SWEEP_S = 1.0
 _MAX_CHECKS_PER_SWEEP = 100
 _RETRY_S = 0.25
-_WORTH_RETRYING = (Reason.NO_REPLICA, Reason.ROUTER_UNAVAILABLE, Reason.BROKER_UNAVAILABLE, Reason.NO_CAPACITY)
+_WORTH_RETRYING = (
+    Reason.NO_REPLICA,
+    Reason.ROUTER_UNAVAILABLE,
+    Reason.BROKER_UNAVAILABLE,
+    Reason.NO_CAPACITY,
+    Reason.CLIENT_DEADLINE,  # of our own call: a router that does not answer
+    Reason.REQUEST_CONFLICT,  # its worker is alive after all: the fleet as we see it will tell
+)
 
 
 class Rescue:
@@ -43,9 +51,11 @@ class Rescue:
         replicas: Callable[[], Mapping[str, router_pb2.Replica]],
         clock: Clock,
         instruments: AdmissionInstruments,
+        background: Background,
         patience_s: float,
     ) -> None:
         self._store = store
+        self._background = background
         self._routers = routers
         self._workers = workers
         self._sessions = sessions
@@ -55,8 +65,10 @@ class Rescue:
         self._replicas = replicas
         self._examined: set[str] = set()
 
-    async def examine(self, session: Session) -> None:
+    async def examine(self, session: Session, after_s: float = 0.0) -> None:
         """Find out where a request stands and act on it. Concurrent calls for one session collapse into one."""
+        if after_s > 0:
+            await asyncio.sleep(after_s)
         if session.request_id in self._examined:
             return
         self._examined.add(session.request_id)
@@ -76,7 +88,7 @@ class Rescue:
             silent.sort(key=lambda session: session.last_heard_s)
             for session in silent[:_MAX_CHECKS_PER_SWEEP]:
                 session.last_heard_s = self._clock.now_s()
-                await self.examine(session)
+                self._background.start(self.examine(session), f"examination of {session.request_id}")
 
     async def _examine(self, session: Session) -> None:
         record = await self._store.get(session.request_id)
@@ -95,11 +107,14 @@ class Rescue:
             session.moved(record.attempt, record.replica_id)
             self._workers.attach(session)
         elif self._in_good_hands(record):
-            if record.state is not RequestState.QUEUED:
-                session.replica_id = record.replica_id
-                self._workers.attach(session)
+            self._stays(session, record)
         else:
             await self._place_again(session, record)
+
+    def _stays(self, session: Session, record: RequestRecord) -> None:
+        if record.state is not RequestState.QUEUED:
+            session.replica_id = record.replica_id
+            self._workers.attach(session)
 
     def _in_good_hands(self, record: RequestRecord) -> bool:
         """True where a live worker has it or will read it."""
@@ -116,6 +131,9 @@ class Rescue:
                     return
             except SloServeError as error:
                 _log.info("attach of %s on %s: %s", session.request_id, record.replica_id, error)
+                link = None
+        if link is None and self._in_good_hands(record):
+            return  # the link to it is broken just now: it is attached once that stands, or asked about again
         session.fail(_lost(session, f"it finished on {record.replica_id}, but its last tokens are gone"))
 
     async def _place_again(self, session: Session, record: RequestRecord) -> None:
@@ -147,12 +165,15 @@ class Rescue:
             return
 
     async def _superseded(self, session: Session, record: RequestRecord) -> bool:
-        """True where somebody else acted meanwhile: placed it again, cancelled or ended it."""
+        """True where it needs no new place: somebody else acted meanwhile, or its worker is back with its lease."""
         try:
             now = await self._store.get(session.request_id)
         except SloServeError:
             return False
-        if now is None or (now.attempt == record.attempt and not now.state.ended):
+        if now is None:
+            return False
+        unchanged = now.attempt == record.attempt and not now.state.ended
+        if unchanged and not self._in_good_hands(now):
             return False
         session.moved(max(now.attempt, session.attempt), now.replica_id)
         if now.state.ended:

@@ -71,6 +71,7 @@ class Session:
         self.clock = StageClock(facts.rules.stages, facts.queued.arrival_us)
         self.state = State.PLACING
         self.attempt = facts.queued.attempt
+        self._given_up = 0  # the attempt whose worker is lost: no more is taken from it
         self.replica_id = ""
         self.first_verdict: types_pb2.Verdict | None = None
         self.verdict: types_pb2.Verdict | None = None
@@ -105,8 +106,15 @@ class Session:
         self._wake()
 
     def lost(self) -> bool:
-        """Its worker is gone; False where that does not matter (any more)."""
-        return self._signal(Signal.LOST)
+        """Its worker is gone; False where that does not matter (any more).
+
+        From here on the output stands still until it has a place again: what the lost worker sends yet would not be
+        what the next one continues after.
+        """
+        if not self._signal(Signal.LOST):
+            return False
+        self._given_up = self.attempt
+        return True
 
     def replaced(self, response: router_pb2.PlaceResponse, reason: str) -> None:
         """The request has a new place; the client is told."""
@@ -119,7 +127,8 @@ class Session:
             self._wake()
 
     def moved(self, attempt: int, replica_id: str) -> None:
-        """Somebody else placed it again."""
+        """Somebody else placed it again, or its worker is there after all."""
+        self._given_up = 0
         self.attempt = max(self.attempt, attempt)
         self.replica_id = replica_id
         self._signal(Signal.REPLACED)
@@ -127,7 +136,7 @@ class Session:
     def take(self, replica_id: str, chunk: worker_pb2.TokenChunk) -> Intake:
         """Take tokens in; repeated ones are dropped, whatever attempt they come from."""
         have = len(self.transcript.ids)
-        if self.state.ended or chunk.attempt < self.attempt:
+        if self.state.ended or chunk.attempt < self.attempt or chunk.attempt <= self._given_up:
             return Intake.IGNORED
         if chunk.offset > have:
             return Intake.GAP

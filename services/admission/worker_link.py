@@ -26,7 +26,7 @@ class WorkerLink:
     """A subscription to one worker process.
 
     `on_batch` gets every message that carries tokens; `on_linked` is called when the subscription stands, again after
-    every break; `on_skew` gets the worker's clock minus ours, seconds.
+    every break, and `on_broken` when one that stood broke; `on_skew` gets the worker's clock minus ours, seconds.
     """
 
     def __init__(
@@ -37,6 +37,7 @@ class WorkerLink:
         *,
         on_batch: OnBatch,
         on_linked: Callable[[], None],
+        on_broken: Callable[[], None],
         on_skew: Callable[[float], None],
     ) -> None:
         self.replica_id = replica.replica_id
@@ -45,8 +46,10 @@ class WorkerLink:
         self._clock = clock
         self._on_batch = on_batch
         self._on_linked = on_linked
+        self._on_broken = on_broken
         self._on_skew = on_skew
         self.skew_s = 0.0
+        self.up = False
         self._channel = open_channel(replica.address, traced=False)  # a span that lasts for days helps nobody
         self._stub = worker_pb2_grpc.WorkerStub(self._channel)
         self._task = asyncio.create_task(self._follow(), name=f"tokens from {replica.replica_id}")
@@ -83,11 +86,15 @@ class WorkerLink:
                 _log.info("%s ended its token stream", self.replica_id)
                 retry_s = _FIRST_RETRY_S
             except grpc.RpcError as raw:
+                if self.up:
+                    self._on_broken()
+                    retry_s = _FIRST_RETRY_S
                 error = from_rpc_error(raw, Reason.WORKER_LOST)
                 level = logging.INFO if retry_s == _FIRST_RETRY_S else logging.DEBUG
                 _log.log(level, "token stream from %s broke: %s", self.replica_id, error)
             except SloServeError as error:
                 _log.warning("token stream from %s: %s", self.replica_id, error)
+            self.up = False
             await asyncio.sleep(retry_s)
             retry_s = min(_LONGEST_RETRY_S, retry_s * 2)
 
@@ -98,6 +105,7 @@ class WorkerLink:
         async for batch in self._stub.Subscribe(worker_pb2.SubscribeRequest(admission_id=self._admission_id)):
             if first:
                 first = False
+                self.up = True
                 self._measure_skew(asked_us, batch.sent_at_us)
                 self._on_linked()
             if batch.chunks:

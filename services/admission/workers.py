@@ -12,32 +12,38 @@ from services.admission.worker_link import WorkerLink
 from services.common.clock import Clock
 from services.common.errors import SloServeError
 from services.common.instruments import AdmissionInstruments
-from services.common.registry import FleetChange
+from services.common.registry import FleetChange, ReplicaRegistry
 
 __all__ = ["Workers"]
 
 _log = logging.getLogger(__name__)
 
+_DOUBT_S = 0.9  # what a worker whose stream broke has left to renew its lease: it does so every half second
+_RETURN_S = 1.2  # a worker that is there has its lease back by then
+
 
 class Workers:
     """The links of this process.
 
-    `on_doubt` is called with a session whose worker may have lost it, `on_declined` with one whose client takes no best
-    effort and whose attempt cannot be promised.
+    `on_doubt` is called with a session whose worker may have lost it, and how many seconds to wait before it is
+    examined: a worker without a lease that could be reached until now may only have missed a renewal. `on_declined` is
+    called with one whose client takes no best effort and whose attempt cannot be promised.
     """
 
     def __init__(
         self,
         sessions: Sessions,
         admission_id: str,
+        registry: ReplicaRegistry,
         clock: Clock,
         instruments: AdmissionInstruments,
         background: Background,
-        on_doubt: Callable[[Session], None],
+        on_doubt: Callable[[Session, float], None],
         on_declined: Callable[[Session, int], None],
     ) -> None:
         self._sessions = sessions
         self._admission_id = admission_id
+        self._registry = registry
         self._clock = clock
         self._instruments = instruments
         self._background = background
@@ -48,9 +54,11 @@ class Workers:
 
     def fleet_changed(self, change: FleetChange, replicas: Mapping[str, router_pb2.Replica]) -> None:
         """Link to workers that came, let go of those that left. A restarted one does both."""
+        patience_s: dict[str, float] = {}
         for replica_id in change.left:
             link = self._links.pop(replica_id, None)
             if link is not None:
+                patience_s[replica_id] = _RETURN_S if link.up and replica_id not in replicas else 0.0
                 _log.warning("worker %s is gone", replica_id)
                 self._background.start(link.close(), f"closing the link to {replica_id}")
         for replica_id in change.joined:
@@ -58,7 +66,7 @@ class Workers:
         if change.left:
             for session in self._sessions.live():
                 if not session.replica_id or session.replica_id in change.left:
-                    self._on_doubt(session)
+                    self._on_doubt(session, patience_s.get(session.replica_id, 0.0))
 
     def link(self, replica_id: str) -> WorkerLink | None:
         """The link to a live worker."""
@@ -100,6 +108,7 @@ class Workers:
             self._clock,
             on_batch=self._take,
             on_linked=lambda: self._linked(replica_id),
+            on_broken=lambda: self._broken(replica_id, replica.started_us),
             on_skew=lambda skew_s: gauge.set(skew_s, {"slos_serve.replica": replica_id}),
         )
 
@@ -107,6 +116,15 @@ class Workers:
         for session in self._sessions.live():
             if session.replica_id == replica_id:
                 self.attach(session)
+
+    def _broken(self, replica_id: str, started_us: int) -> None:
+        self._background.start(self._doubt_worker(replica_id, started_us), f"doubt about {replica_id}")
+
+    async def _doubt_worker(self, replica_id: str, started_us: int) -> None:
+        try:
+            await self._registry.doubt(replica_id, started_us, _DOUBT_S)
+        except SloServeError as error:  # its lease runs out by itself
+            _log.info("the lease of %s is not cut short: %s", replica_id, error)
 
     def _take(self, batch: worker_pb2.TokenBatch) -> None:
         now_s = self._clock.now_s()
@@ -135,7 +153,7 @@ class Workers:
                 return
             answer = await link.attach(session.request_id, len(session.transcript.ids))
             if not answer.found:
-                self._on_doubt(session)
+                self._on_doubt(session, 0.0)
         except SloServeError as error:
             _log.info("attach of %s on %s: %s", session.request_id, session.replica_id, error)
         finally:

@@ -112,9 +112,14 @@ def broker_errors() -> Iterator[None]:
     except (RedisConnectionError, RedisTimeoutError, OSError) as error:
         raise _unavailable(error) from error
     except ResponseError as error:
-        if str(error).startswith(_REFUSALS):
+        if _refuses(str(error)):
             raise _unavailable(error) from error
         raise
+
+
+def _refuses(text: str) -> bool:
+    """Whether the server is up but cannot serve; Redis 6.2 buries a script's error in a sentence of its own."""
+    return text.startswith(_REFUSALS) or any(f"-{refusal}" in text for refusal in _REFUSALS)
 
 
 def _unavailable(error: Exception) -> SloServeError:

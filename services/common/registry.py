@@ -60,8 +60,9 @@ def _flat(fields: Mapping[str, object]) -> list[str]:
 
 
 class ReplicaRegistry:
-    """How a worker keeps its lease. `started_us` tells its process from earlier ones of the same replica.
+    """How a worker keeps its lease, and how others cut it short.
 
+    `started_us` tells a worker's process from earlier ones of the same replica.
     All methods raise SloServeError BROKER_UNAVAILABLE while Redis is away.
     """
 
@@ -69,6 +70,7 @@ class ReplicaRegistry:
         self._publish = load_script(redis, "publish")
         self._renew = load_script(redis, "renew")
         self._remove = load_script(redis, "remove")
+        self._doubt = load_script(redis, "doubt")
 
     async def publish(self, replica: router_pb2.Replica, lease_s: float) -> None:
         """Describe the replica anew and start its lease; an earlier process of the same id loses its own."""
@@ -91,6 +93,11 @@ class ReplicaRegistry:
                     [replica_id, started_us, round(lease_s * 1000), *_flat(changed)],
                 )
             )
+
+    async def doubt(self, replica_id: str, started_us: int, left_s: float) -> None:
+        """Leave a worker that was not reached only `left_s` to renew its lease."""
+        with broker_errors():
+            await self._doubt([keys.replica_key(replica_id)], [started_us, round(left_s * 1000)])
 
     async def remove(self, replica_id: str, started_us: int) -> None:
         """Give the lease up."""

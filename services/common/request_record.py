@@ -58,7 +58,10 @@ class CancelResult:
 
 @dataclass(frozen=True, slots=True)
 class RequestRecord:
-    """One `slos:req:{id}` hash. `fields` has everything in it, as text; `times_us` its `*_us` fields as integers."""
+    """One `slos:req:{id}` hash. `fields` has everything in it, as text; `times_us` its `*_us` fields as integers.
+
+    `losses` counts the workers that died while they had it.
+    """
 
     request_id: str
     state: RequestState
@@ -74,6 +77,7 @@ class RequestRecord:
     digest: str
     verdict: str
     traceparent: str
+    losses: int
     times_us: Mapping[str, int]
     fields: Mapping[str, str]
 
@@ -96,6 +100,7 @@ def record_from_fields(request_id: str, raw: Mapping[bytes, bytes]) -> RequestRe
         digest=fields.get("digest", ""),
         verdict=fields.get("verdict", ""),
         traceparent=fields.get("traceparent", ""),
+        losses=int(fields.get("losses", "0")),
         times_us={name: int(value) for name, value in fields.items() if name.endswith("_us") and value.isdigit()},
         fields=fields,
     )

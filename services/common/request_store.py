@@ -28,7 +28,14 @@ from services.common.request_record import (
 )
 from services.common.stream_entry import decode_entry, encode_entry
 
-__all__ = ["KEEP_ENDED_S", "QueueFullError", "RequestEndedError", "RequestStore", "StaleAttemptError"]
+__all__ = [
+    "KEEP_ENDED_S",
+    "QueueFullError",
+    "RequestEndedError",
+    "RequestHeldError",
+    "RequestStore",
+    "StaleAttemptError",
+]
 
 KEEP_ENDED_S = 600
 KEEP_UNQUEUED_S = 3600  # a request whose admission process died before queueing it
@@ -50,6 +57,14 @@ class RequestEndedError(SloServeError):
     def __init__(self, request_id: str, state: RequestState) -> None:
         super().__init__(Reason.REQUEST_CANCELLED, f"request {request_id} is {state}")
         self.state = state
+
+
+class RequestHeldError(SloServeError):
+    """A live worker runs the request: only that one may hand it on."""
+
+    def __init__(self, request_id: str, owner: str) -> None:
+        super().__init__(Reason.REQUEST_CONFLICT, f"request {request_id} runs on {owner}, which is alive")
+        self.owner = owner
 
 
 class QueueFullError(SloServeError):
@@ -75,7 +90,7 @@ class RequestStore:
         self._redis = redis
         self._clock = clock or Clock()
         self._begin = load_script(redis, "begin")
-        self._enqueue = load_script(redis, "enqueue")
+        self._enqueue = load_script(redis, "enqueue", "owner_alive")
         self._claim = load_script(redis, "claim", "owner_alive")
         self._mark = load_script(redis, "mark")
         self._finish = load_script(redis, "finish")
@@ -110,12 +125,14 @@ class RequestStore:
         replica_id: str = "",
         hops: int = 0,
         queue_limit: int | None = None,
+        giver: str = "",
     ) -> Enqueued:
         """Append `request.attempt` to `stream`; returns once Redis has acknowledged it.
 
         An attempt that was appended before is not appended again (see `Enqueued.fresh`). Attempt n+1 replaces
-        attempt n. Raises StaleAttemptError, RequestEndedError (cancelled meanwhile), QueueFullError where
-        `queue_limit` unread entries wait, SloServeError REQUEST_UNKNOWN for a later attempt of nothing.
+        attempt n, unless a live worker holds that: then it takes its own word, as `giver`. Raises RequestHeldError,
+        StaleAttemptError, RequestEndedError (cancelled meanwhile), QueueFullError where `queue_limit` unread entries
+        wait, SloServeError REQUEST_UNKNOWN for a later attempt of nothing.
         """
         entry = _flat(encode_entry(request))
         fields = {
@@ -130,12 +147,13 @@ class RequestStore:
             "ttft_deadline_us": request.ttft_deadline_us,
             "traceparent": request.traceparent,
             "queued_us": self._clock.now_us(),
+            "grace_us": request.resume_grace_us,
         }
         limit = -1 if queue_limit is None else queue_limit
         with broker_errors():
             reply = await self._enqueue(
-                [keys.request_key(request.request_id), stream],
-                [request.attempt, limit, keys.GROUP, len(entry), *entry, *_flat(fields)],
+                [keys.request_key(request.request_id), stream, keys.QUEUE_INDEX],
+                [request.attempt, limit, keys.GROUP, giver, keys.REPLICA_PREFIX, len(entry), *entry, *_flat(fields)],
             )
         outcome, *rest = (part.decode() for part in reply)
         if outcome in ("OK", "SAME"):
@@ -144,25 +162,29 @@ class RequestStore:
             raise StaleAttemptError(request.request_id, request.attempt, int(rest[0]))
         if outcome == "ENDED":
             raise RequestEndedError(request.request_id, RequestState(rest[0]))
+        if outcome == "HELD":
+            raise RequestHeldError(request.request_id, rest[0])
         if outcome == "FULL":
             raise QueueFullError(stream, int(rest[0]), limit)
         raise SloServeError(Reason.REQUEST_UNKNOWN, f"request {request.request_id} is not known")
 
-    async def claim(self, request_id: str, attempt: int, owner: str) -> int:
-        """Take an attempt that was read from a queue; the attempt in force, or 0: acknowledge the entry and forget it.
+    async def claim(self, request_id: str, attempt: int, owner: str, *, stream: str, entry_id: str) -> int | None:
+        """Take an attempt that was read from a queue; the attempt in force, or 0 where it is not this owner's to run.
 
         The number is `attempt`, or one more where a worker that died before the first token had claimed it: use the
-        returned one from here on. A claim repeated by its own owner before `mark` succeeds again, so a worker looks
+        returned one from here on. With 0 the entry has been acknowledged. None: this owner's own lease is gone; the
+        entry is left as it is. A claim repeated by its own owner before `mark` succeeds again, so a worker looks
         first whether it already holds the request.
         """
         replica_id = owner.rpartition("/")[0] or owner
         with broker_errors():
-            return int(
+            outcome = int(
                 await self._claim(
-                    [keys.request_key(request_id)],
-                    [attempt, owner, replica_id, keys.REPLICA_PREFIX, self._clock.now_us()],
+                    [keys.request_key(request_id), stream],
+                    [attempt, owner, replica_id, keys.REPLICA_PREFIX, self._clock.now_us(), entry_id, keys.GROUP],
                 )
             )
+        return None if outcome < 0 else outcome
 
     async def mark(
         self, request_id: str, attempt: int, owner: str, state: RequestState = RequestState.RUNNING, **fields: object

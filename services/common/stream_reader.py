@@ -2,13 +2,14 @@
 
 An entry stays pending until it is acknowledged. Entries of consumers that stopped refreshing theirs are taken over
 (XAUTOCLAIM, its cursor followed to the end); an entry that was delivered too often, or that is no request, goes to the
-dead letters. The iterator outlives a lost Redis: it waits and goes on.
+dead letters. The iterator outlives a lost Redis: it waits and goes on. A reply that was lost on the way leaves entries
+pending for this consumer of which it knows nothing: they are looked for and delivered again.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +30,7 @@ _log = logging.getLogger(__name__)
 
 _BATCH = 16
 _OUTAGE_DELAY_S = 0.5
+_MOST_LOST = 10_000  # pending entries of one consumer looked through for lost ones
 
 Entry = tuple[str, str, dict[bytes, bytes]]  # stream, entry id, fields
 
@@ -59,14 +61,17 @@ class StreamReader:
         block_ms: int = 100,
         stale_ms: int = 30_000,
         reclaim_every_s: float = 5.0,
+        recover_every_s: float = 1.0,
         max_deliveries: int = 3,
         forget_consumers_ms: int = 600_000,
         on_dead: Callable[[types_pb2.QueuedRequest, str], Awaitable[None]] | None = None,
+        held: Callable[[], Mapping[str, Collection[str]]] | None = None,
     ) -> None:
         """`stale_ms` is how long an entry may go without `keep_alive` before another consumer takes it.
 
         A consumer silent for `forget_consumers_ms` that holds nothing is dropped from the group.
         `on_dead(request, reason)` is awaited for a request that failed because of too many deliveries.
+        `held()` names the entries this consumer works on, by stream; without it lost replies are not looked for.
         """
         self._redis = redis
         self._store = RequestStore(redis)
@@ -78,6 +83,8 @@ class StreamReader:
         self._max_deliveries = max_deliveries
         self._forget_consumers_ms = forget_consumers_ms
         self._on_dead = on_dead
+        self._held = held
+        self._recover_every_s = recover_every_s
 
     async def ensure_groups(self, streams: Sequence[str]) -> None:
         """Create the streams and their group, from the first entry on. Existing ones are left alone."""
@@ -97,7 +104,7 @@ class StreamReader:
         """
         ready: set[str] = set()
         taken_over: set[str] = set()
-        reclaim_at_s = 0.0
+        reclaim_at_s = recover_at_s = 0.0
         while True:
             wanted = list(streams())
             try:
@@ -115,6 +122,10 @@ class StreamReader:
                             yield delivery
                         await self._forget_consumers([stream], [keys.GROUP, self._consumer, self._forget_consumers_ms])
                     reclaim_at_s = time.monotonic() + self._reclaim_every_s
+                if self._held is not None and time.monotonic() >= recover_at_s:
+                    async for delivery in self.recover(wanted):
+                        yield delivery
+                    recover_at_s = time.monotonic() + self._recover_every_s
                 for entry in await self._read(wanted):
                     fresh = await self._deliver(entry, 1)
                     if fresh is not None:
@@ -165,6 +176,26 @@ class StreamReader:
                     yield delivery
             if cursor == b"0-0":
                 return
+
+    async def recover(self, streams: Sequence[str]) -> AsyncIterator[Delivery]:
+        """What Redis gave this consumer and it does not have: the reply never came."""
+        for stream in streams:
+            rows: list[dict[str, Any]] = await command(
+                *(self._redis, "XPENDING", stream, keys.GROUP, "-", "+", _MOST_LOST, self._consumer), parse_detail=True
+            )
+            held = set(self._held().get(stream, ()) if self._held is not None else ())
+            for row in rows:
+                entry_id = row["message_id"].decode()
+                if entry_id in held:
+                    continue
+                found = await command(self._redis, "XRANGE", stream, entry_id, entry_id)
+                if not found:  # it was deleted
+                    await self._ack(stream, entry_id)
+                    continue
+                _log.warning("entry %s of %s is delivered again: the reply with it was lost", entry_id, stream)
+                delivery = await self._deliver((stream, entry_id, found[0][1]), int(row["times_delivered"]))
+                if delivery is not None:
+                    yield delivery
 
     async def _times_delivered(self, stream: str, entry_id: bytes) -> int:
         rows = await command(self._redis, "XPENDING", stream, keys.GROUP, entry_id, entry_id, 1, parse_detail=True)

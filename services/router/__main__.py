@@ -27,12 +27,14 @@ async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
     try:
         await parts.fleet.start()
         counting = asyncio.create_task(parts.tally.run(), name="tally")
+        orphanage = asyncio.create_task(parts.orphanage.run(), name="orphanage")
         await server.start([SERVICE])
         announce("router", settings.host, server.port)
         await stop.wait()
         parts.placer.stop_waiting()
         counting.cancel()
         await parts.tally.write()
+        orphanage.cancel()
     finally:
         await server.stop(settings.drain_grace_s)
         await parts.fleet.stop()

@@ -7,7 +7,7 @@ from protos import router_pb2, types_pb2
 from services.common.clock import Clock
 from services.common.errors import FieldViolation, InvalidRequestError, Reason, SloServeError
 from services.common.request_record import RequestRecord, RequestState
-from services.common.request_store import RequestStore
+from services.common.request_store import RequestHeldError, RequestStore
 from services.router.candidate import current_stage
 from services.router.fleet import Fleet
 from services.router.joined import joined
@@ -19,21 +19,25 @@ _log = logging.getLogger(__name__)
 
 
 class Rescuer:
-    """Places requests again. The append of the next attempt is what fences off the lost one."""
+    """Places requests again. The append of the next attempt is what fences off the lost one.
 
-    def __init__(self, *, store: RequestStore, fleet: Fleet, placer: Placer, clock: Clock, max_attempts: int) -> None:
+    `max_losses`: a request under which so many workers died is what kills them, and fails.
+    """
+
+    def __init__(self, *, store: RequestStore, fleet: Fleet, placer: Placer, clock: Clock, max_losses: int) -> None:
         self._store = store
         self._fleet = fleet
         self._placer = placer
         self._clock = clock
-        self._max_attempts = max_attempts
+        self._max_losses = max_losses
 
     async def replace(self, asked: router_pb2.ReplaceRequest) -> router_pb2.PlaceResponse:
         """Place the attempt after `asked.attempt`, to continue after the tokens already delivered.
 
         Where a later attempt is in force (a repeated call, another worker that took over), that one is the answer.
         Raises SloServeError: REQUEST_UNKNOWN, REQUEST_CANCELLED, WORKER_LOST where it had finished on the lost replica,
-        ENGINE_FAILED where it failed or has been tried too often, NO_REPLICA, BROKER_UNAVAILABLE.
+        ENGINE_FAILED where it failed or has killed too many workers, REQUEST_CONFLICT where its worker is alive after
+        all, NO_REPLICA, BROKER_UNAVAILABLE.
         """
         record = await self._store.get(asked.request_id)
         if record is None or record.attempt < asked.attempt:
@@ -45,7 +49,8 @@ class Rescuer:
             raise SloServeError(Reason.WORKER_LOST, f"the queue entry of {asked.request_id} is gone")
         if record.attempt > asked.attempt:
             return joined(record, current_stage(queued), self._clock.now_us())
-        if asked.attempt >= self._max_attempts:
+        held = record.state in (RequestState.CLAIMED, RequestState.RUNNING)
+        if held and record.losses + 1 >= self._max_losses:
             raise await self._give_up(record, asked.reason)
         again = next_attempt(queued, record, asked.delivered_token_ids)
         await self._fleet.refresh()
@@ -53,14 +58,16 @@ class Rescuer:
         return await self._placer.place_again(again, record.replica_id)
 
     async def _give_up(self, record: RequestRecord, reason: str) -> SloServeError:
-        text = f"lost {record.attempt} replicas: {reason}"
-        await self._store.bury(
+        text = f"took {record.losses + 1} workers along: {reason}"
+        buried = await self._store.bury(
             record.request_id,
             stream=record.stream,
             entry_id=record.entry_id,
             reason=text,
             deliveries=record.attempt,
         )
+        if not buried and (now := await self._store.get(record.request_id)) is not None:
+            return _ended(now) if now.state.ended else RequestHeldError(now.request_id, now.owner)
         return SloServeError(Reason.ENGINE_FAILED, f"request {record.request_id} {text}")
 
 
@@ -82,6 +89,7 @@ def next_attempt(
     again.CopyFrom(queued)
     again.attempt = record.attempt + 1
     again.delivered_token_ids[:] = output
+    again.admission_id = record.admission_id or queued.admission_id  # another process may serve its client by now
     if output and not again.HasField("first_token_us") and record.times_us.get("first_token_us"):
         again.first_token_us = record.times_us["first_token_us"]
     return again

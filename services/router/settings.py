@@ -23,7 +23,9 @@ class RouterSettings(ServiceSettings):
     admit_timeout_ms: how long one planner may take over one question before it counts as away.
     reoffer_ms: how often a waiting request is offered again.
     best_effort_limit: unread entries of the shared queue beyond which requests are shed; 0 for no limit.
-    max_attempts: after so many the request is what breaks its workers, and fails.
+    max_losses: a request under which so many workers died is what kills them: it fails and becomes a dead letter.
+    forgotten_s: a request whose worker died and whose admission process, alive, does nothing about it is cancelled
+        after that long; more than the admissions' rescue_patience_s.
     """
 
     port: Annotated[int, Field(ge=0, le=65535)] = 50052
@@ -33,7 +35,8 @@ class RouterSettings(ServiceSettings):
     admit_timeout_ms: Annotated[float, Field(ge=1, le=60_000)] = 1_000.0
     reoffer_ms: Annotated[float, Field(ge=10, le=10_000)] = 100.0
     best_effort_limit: Annotated[int, Field(ge=0)] = 10_000
-    max_attempts: Annotated[int, Field(ge=1, le=100)] = 5
+    max_losses: Annotated[int, Field(ge=1, le=100)] = 3
+    forgotten_s: Annotated[float, Field(ge=1, le=3600)] = 60.0
 
     @field_validator("planners", mode="before")
     @classmethod

@@ -23,6 +23,7 @@ _log = logging.getLogger(__name__)
 
 _FIRST_RETRY_S = 0.05
 _LAST_RETRY_S = 2.0
+_NO_LEASE_RETRY_S = 0.1
 
 T = TypeVar("T")
 
@@ -66,15 +67,25 @@ class Claims:
     async def claim(self, delivery: Delivery) -> Claimed | None:
         """Take what was delivered; None where it is not ours to run: then the entry is acknowledged and forgotten.
 
-        Waits for Redis: an entry let go now would be delivered again only much later.
+        Waits for Redis, and for this worker's lease where that has run out: an entry let go now would be delivered
+        again only later.
         """
         request = delivery.request
-        attempt = await _when_served(
-            f"the claim of {request.request_id}",
-            lambda: self._store.claim(request.request_id, request.attempt, self._owner),
-        )
+        while True:
+            attempt = await _when_served(
+                f"the claim of {request.request_id}",
+                lambda: self._store.claim(
+                    request.request_id,
+                    request.attempt,
+                    self._owner,
+                    stream=delivery.stream,
+                    entry_id=delivery.entry_id,
+                ),
+            )
+            if attempt is not None:
+                break
+            await asyncio.sleep(_NO_LEASE_RETRY_S)
         if not attempt:
-            await delivery.ack()
             return None
         request.attempt = attempt
         return Claimed(request, delivery.stream, delivery.entry_id)
@@ -144,7 +155,7 @@ class Claims:
         if first_token_us is not None:
             again.first_token_us = first_token_us
         try:
-            await self._store.enqueue(again, BEST_EFFORT_QUEUE, verdict="best_effort")
+            await self._store.enqueue(again, BEST_EFFORT_QUEUE, verdict="best_effort", giver=self._owner)
         except SloServeError as error:
             if error.reason is Reason.BROKER_UNAVAILABLE:
                 raise

@@ -83,10 +83,7 @@ class Generation:
 
     async def run(self) -> None:
         """Generate to the end, whichever it is, and record it."""
-        request = self.claimed.request
-        self._parts.outbox.open(
-            self.claimed.request_id, self.claimed.attempt, request.admission_id, request.delivered_token_ids
-        )
+        self._parts.outbox.open_for(self.claimed.request)
         if self._undecided and not self._submission.pending:
             self._decide_without_hook("it was handed to the shared queue before it was decided")
         end, error = await self._generate()

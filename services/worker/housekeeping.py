@@ -45,12 +45,8 @@ class Housekeeping:
 
     async def keep_alive(self) -> None:
         """Refresh the idle time of every entry this worker holds, so that a long generation is never run twice."""
-        entries = self._generations.entries
-        held = self._intake.held
-        if held is not None:
-            entries.setdefault(held.stream, []).append(held.entry_id)
         try:
-            for stream, entry_ids in entries.items():
+            for stream, entry_ids in self._intake.entries.items():
                 await self._reader.keep_alive(stream, entry_ids)
         except (RedisError, OSError) as error:
             _log.warning("queue entries are not refreshed: %s", error)

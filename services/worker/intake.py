@@ -64,9 +64,12 @@ class Intake:
         self._drained = asyncio.Event()
 
     @property
-    def held(self) -> Delivery | None:
-        """The best-effort entry that waits for room."""
-        return self._held
+    def entries(self) -> dict[str, list[str]]:
+        """Entry ids of what runs or waits here, by stream."""
+        entries = self._generations.entries
+        if self._held is not None:
+            entries.setdefault(self._held.stream, []).append(self._held.entry_id)
+        return entries
 
     def apply(self, report: EngineReport) -> None:
         """The scheduler's newest report."""
@@ -152,7 +155,7 @@ class Intake:
     async def _end(self, claimed: Claimed, end: OutputEnd) -> None:
         """End a request that needs no engine, or may not have one."""
         request = claimed.request
-        self._outbox.open(claimed.request_id, claimed.attempt, request.admission_id, request.delivered_token_ids)
+        self._outbox.open_for(request)
         self._outbox.finish(claimed.request_id, claimed.attempt, end)
         failed = end.reason == types_pb2.FINISH_REASON_ERROR
         fields: dict[str, object] = {"output_tokens": len(request.delivered_token_ids)}

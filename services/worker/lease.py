@@ -1,7 +1,8 @@
 """This replica's lease in Redis: what the fleet knows about it, and the proof that it is alive.
 
-Renewed three times per period. A worker whose lease ran out is dead to the fleet: its requests may run elsewhere by
-now. It stops claiming by its own clock, before it can be told, and checks what it runs before it comes back.
+Renewed six times per period, so that a lease which others cut short in doubt is renewed in time. A worker whose lease
+ran out is dead to the fleet: its requests may run elsewhere by now. It stops claiming by its own clock, before it can
+be told, and checks what it runs before it comes back, and once more after: until then anybody could take it away.
 """
 
 import asyncio
@@ -21,12 +22,12 @@ __all__ = ["Lease"]
 
 _log = logging.getLogger(__name__)
 
-_RENEWALS_PER_LEASE = 3
+_RENEWALS_PER_LEASE = 6
 _STARTING_LEASES = 20  # an engine that loads its model keeps the event loop for seconds
 
 
 class Lease:
-    """Holds `slos:replica:{id}`. `on_lost` is awaited when the lease was found gone, before it is taken again."""
+    """Holds `slos:replica:{id}`. `on_lost` is awaited when the lease was found gone."""
 
     def __init__(
         self,
@@ -38,7 +39,10 @@ class Lease:
         load: Callable[[], Mapping[str, int]],
         on_lost: Callable[[], Awaitable[None]],
     ) -> None:
-        """`load` gives the fields that change all the time: running, waiting, free_blocks, idle_ms, declined."""
+        """`load` gives the fields that change all the time: running, waiting, free_blocks, idle_ms, declined.
+
+        `on_lost` is awaited twice: before the lease is taken again, and once it is.
+        """
         self._redis = redis
         self._registry = ReplicaRegistry(redis)
         self._replica = replica
@@ -48,6 +52,7 @@ class Lease:
         self._on_lost = on_lost
         self._renewed_at_s = -float("inf")
         self._stale_description = False
+        self._unverified = False  # taken again, but what runs was not compared with Redis since
 
     @property
     def held(self) -> bool:
@@ -93,6 +98,8 @@ class Lease:
             self._replica.replica_id, self._replica.started_us, self._duration_s, **self._load()
         ):
             self._renewed_at_s = asked_at_s
+            if self._unverified:
+                await self._verify()
             if self._stale_description:
                 await self._publish()
             return
@@ -100,7 +107,13 @@ class Lease:
         await self._refuse_if_taken()
         _log.warning("the lease of %s ran out; checking what still is ours", self._replica.replica_id)
         await self._on_lost()
+        self._unverified = True
         await self._publish()
+        await self._verify()
+
+    async def _verify(self) -> None:
+        await self._on_lost()
+        self._unverified = False
 
     async def _publish(self) -> None:
         asked_at_s = self._clock.now_s()

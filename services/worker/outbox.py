@@ -21,8 +21,9 @@ from services.common.clock import Clock
 from services.common.errors import Reason, SloServeError
 from services.worker.output import Output, OutputEnd
 
-__all__ = ["Outbox"]
+__all__ = ["RECONNECT_S", "Outbox"]
 
+RECONNECT_S = 10.0  # an admission process whose subscription broke is back within it, or gone
 _MAX_KEPT_TOKENS = 8_000_000  # of ended outputs; 32 MB
 _MAX_TURNS = 16  # in which the requests of one engine step publish
 
@@ -49,22 +50,47 @@ async def _settle(channel: _Channel) -> None:
 class Outbox:
     """All output of this worker, by request and by admission process."""
 
-    def __init__(self, replica_id: str, clock: Clock, *, retention_s: float = 60.0) -> None:
+    def __init__(
+        self, replica_id: str, clock: Clock, *, retention_s: float = 60.0, reconnect_s: float = RECONNECT_S
+    ) -> None:
         self._replica_id = replica_id
         self._clock = clock
         self._retention_s = retention_s
+        self._reconnect_s = reconnect_s
         self._outputs: dict[str, Output] = {}
         self._channels: dict[str, _Channel] = {}
         self._closed = False
         self._sent = asyncio.Event()  # a subscription has got rid of something, or is gone
 
-    def open(self, request_id: str, attempt: int, admission_id: str, delivered_ids: Iterable[int] = ()) -> None:
-        """Begin the output of an attempt; a former attempt's output is forgotten."""
+    def open(
+        self,
+        request_id: str,
+        attempt: int,
+        admission_id: str,
+        delivered_ids: Iterable[int] = (),
+        *,
+        grace_s: float = 0.0,
+    ) -> None:
+        """Begin the output of an attempt; a former attempt's output is forgotten.
+
+        `grace_s`: how long it may run on without a subscription, beyond the time to come back from a broken one.
+        """
         self._forget(request_id)
         ids = array("I", delivered_ids)
         now_s = self._clock.now_s()
-        self._outputs[request_id] = Output(request_id, attempt, admission_id, ids, len(ids), self._retention_s, now_s)
+        grace_s = max(self._reconnect_s, grace_s)
+        self._outputs[request_id] = Output(request_id, attempt, admission_id, ids, len(ids), grace_s, now_s)
         self._channel(admission_id)
+
+    def open_for(self, request: types_pb2.QueuedRequest) -> None:
+        """Begin the output of a request's attempt, as its entry says."""
+        self.open(
+            request.request_id,
+            request.attempt,
+            request.admission_id,
+            request.delivered_token_ids,
+            grace_s=request.resume_grace_us / 1e6,
+        )
 
     def publish(self, request_id: str, attempt: int, token_ids: Iterable[int], *, emitted_us: int) -> None:
         """Append new tokens. Ignored where the attempt has been superseded."""
@@ -117,7 +143,7 @@ class Outbox:
         self._channel(output.admission_id).dirty.pop(request_id, None)
         output.admission_id = admission_id
         output.cursor, output.verdict_sent = from_token, False
-        output.orphan_grace_s = max(self._retention_s, grace_s)
+        output.orphan_grace_s = max(output.orphan_grace_s, grace_s)
         output.attached_at_s = self._clock.now_s()
         self._mark(output)
         return worker_pb2.AttachResponse(

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from redis.asyncio import Redis
 
@@ -87,7 +87,7 @@ class Worker:
         self._mirror: StateMirror | None = None
         self._generations: Generations | None = None
         self._intake: Intake | None = None
-        self._reader = StreamReader(redis, self._claims.owner, on_dead=self._on_dead)
+        self._reader = StreamReader(redis, self._claims.owner, on_dead=self._on_dead, held=self._held)
 
     @property
     def port(self) -> int:
@@ -248,8 +248,11 @@ class Worker:
         if self._generations is not None:
             await self._generations.verify()
 
+    def _held(self) -> Mapping[str, Sequence[str]]:
+        return {} if self._intake is None else self._intake.entries
+
     async def _on_dead(self, request: types_pb2.QueuedRequest, reason: str) -> None:
-        self._outbox.open(request.request_id, request.attempt, request.admission_id, request.delivered_token_ids)
+        self._outbox.open_for(request)
         end = OutputEnd(types_pb2.FINISH_REASON_ERROR, f"given up: {reason}")
         self._outbox.finish(request.request_id, request.attempt, end)
 

@@ -108,7 +108,7 @@ async def test_somebody_elses_rescue_is_followed(world: World, tokens: ModelToke
     world.worker.emit("l-5", ids[:2])
     await anext(stream)
     queued.attempt, queued.delivered_token_ids[:] = 2, ids[:2]
-    await world.store.enqueue(queued, "slos:q:w1:loose", verdict="admitted", replica_id="w1")
+    await world.store.enqueue(queued, "slos:q:w1:loose", verdict="admitted", replica_id="w1", giver=world.worker.owner)
     await heir.claim(queued)
     await world.worker.die()
     heir.emit("l-5", ids[2:], finish=STOP)
@@ -138,3 +138,23 @@ async def test_output_that_died_with_its_worker_is_worker_lost(world: World) -> 
     with pytest.raises(SloServeError, match="last tokens are gone") as lost:
         [event async for event in stream]
     assert lost.value.reason is Reason.WORKER_LOST
+
+
+async def test_a_worker_that_has_its_lease_back_in_time_goes_on_with_the_request(
+    world: World, tokens: ModelTokens
+) -> None:
+    ids = ids_of(tokens, "an outage costs no running request")
+    stream = world.client.generate("Go on.", application="chatbot", request_id="l-9")
+    await anext(stream)
+    await world.placed()
+    world.worker.emit("l-9", ids[:2])
+    await anext(stream)
+    world.router.error = SloServeError(Reason.NO_REPLICA, "no replica is live")
+    await world.worker.lose_lease()
+    await soon(lambda: world.router.replaces)
+    await world.worker.publish()
+    world.worker.emit("l-9", ids[2:], finish=STOP)
+    events = [event async for event in stream]
+    assert [token for event in events if isinstance(event, Tokens) for token in event.ids] == ids[2:]
+    assert isinstance(events[-1], Finished)
+    assert events[-1].attempts == 1

@@ -27,6 +27,7 @@ from services.common.registry import ReplicaRegistry
 from services.common.request_record import RequestState
 from services.common.request_store import RequestStore
 from services.common.rpc import RpcServer
+from tests.services.owners import claim
 
 LEASE_S = 30.0
 PATIENCE_S = 10.0
@@ -70,19 +71,25 @@ class ScriptedWorker(worker_pb2_grpc.WorkerServicer):
 
     async def start(self, *, k_tok: float = 1e-5, b: float = 0.005, max_model_len: int = 4096) -> None:
         await self._server.start([])
-        await self._registry.publish(
-            router_pb2.Replica(
-                replica_id=self.replica_id,
-                address=f"127.0.0.1:{self._server.port}",
-                model="tiny",
-                engine="emulated",
-                status=router_pb2.REPLICA_STATUS_READY,
-                perf_model=types_pb2.PerfModel(segments=[types_pb2.PerfSegment(k_tok=k_tok, b=b)]),
-                max_model_len=max_model_len,
-                started_us=self.started_us,
-            ),
-            LEASE_S,
+        self._replica = router_pb2.Replica(
+            replica_id=self.replica_id,
+            address=f"127.0.0.1:{self._server.port}",
+            model="tiny",
+            engine="emulated",
+            status=router_pb2.REPLICA_STATUS_READY,
+            perf_model=types_pb2.PerfModel(segments=[types_pb2.PerfSegment(k_tok=k_tok, b=b)]),
+            max_model_len=max_model_len,
+            started_us=self.started_us,
         )
+        await self.publish()
+
+    async def publish(self) -> None:
+        """Take the lease."""
+        await self._registry.publish(self._replica, LEASE_S)
+
+    async def lose_lease(self) -> None:
+        """The lease runs out; the process is there."""
+        await self._registry.remove(self.replica_id, self.started_us)
 
     async def stop(self) -> None:
         await self._server.stop(0)
@@ -97,19 +104,22 @@ class ScriptedWorker(worker_pb2_grpc.WorkerServicer):
         for channel in self._channels.values():
             channel.put_nowait(None)  # type: ignore[arg-type]
 
+    @property
+    def owner(self) -> str:
+        """Its name in Redis."""
+        return keys.owner_name(self.replica_id, self.started_us)
+
     async def claim(self, queued: types_pb2.QueuedRequest) -> None:
         """Take a placed request: it is ours in Redis, and its output begins."""
-        owner = keys.owner_name(self.replica_id, self.started_us)
-        attempt = await self._store.claim(queued.request_id, queued.attempt, owner)
+        attempt = await claim(self._store, queued.request_id, queued.attempt, self.owner)
         assert attempt, "the request was not there to be claimed"
         self.outputs[queued.request_id] = Output(queued.admission_id, attempt, list(queued.delivered_token_ids))
 
     async def finish_in_redis(self, request_id: str, state: RequestState) -> None:
         record = await self._store.get(request_id)
         assert record is not None
-        owner = keys.owner_name(self.replica_id, self.started_us)
         assert await self._store.finish(
-            request_id, record.attempt, owner, state, stream=record.stream, entry_id=record.entry_id
+            request_id, record.attempt, self.owner, state, stream=record.stream, entry_id=record.entry_id
         )
 
     def emit(

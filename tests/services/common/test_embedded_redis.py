@@ -4,16 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from protos import router_pb2, types_pb2
+from protos import types_pb2
 from services.common import keys
 from services.common.broker import connect, open_redis, redacted_url
 from services.common.config import ConfigError
 from services.common.embedded_redis import EmbeddedRedis, EmbeddedRedisError
 from services.common.errors import Reason, SloServeError
-from services.common.registry import ReplicaRegistry, ReplicaWatcher
+from services.common.registry import ReplicaWatcher
 from services.common.request_record import RequestState
 from services.common.request_store import RequestStore
 from services.common.stream_reader import StreamReader
+from tests.services.owners import claim, lease
 
 OWNER = keys.owner_name("w0", 1)
 QUEUE = keys.queue_key("w0", "tight")
@@ -29,10 +30,9 @@ async def test_every_acknowledged_entry_survives_a_killed_redis_and_readers_go_o
             await store.enqueue(request, QUEUE, verdict="ADMITTED")
         deliveries = StreamReader(redis, OWNER, block_ms=20).deliveries(lambda: [QUEUE])
         first = await asyncio.wait_for(anext(deliveries), 5)
-        assert await store.claim(first.request.request_id, 1, OWNER) == 1
+        await lease(redis, "w0", 1, 60.0)
+        assert await claim(store, first.request.request_id, 1, OWNER) == 1
         watcher = ReplicaWatcher(redis)
-        replica = router_pb2.Replica(replica_id="w0", status=router_pb2.REPLICA_STATUS_READY, started_us=1)
-        await ReplicaRegistry(redis).publish(replica, 60.0)
         await watcher.refresh()
 
         server.kill()

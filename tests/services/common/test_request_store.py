@@ -4,18 +4,19 @@ import time
 import pytest
 from redis.asyncio import Redis
 
-from protos import router_pb2, types_pb2
+from protos import types_pb2
 from services.common import keys
 from services.common.errors import Reason, SloServeError
-from services.common.registry import ReplicaRegistry
 from services.common.request_record import BeginResult, RequestState
 from services.common.request_store import (
     KEEP_ENDED_S,
     QueueFullError,
     RequestEndedError,
+    RequestHeldError,
     RequestStore,
     StaleAttemptError,
 )
+from tests.services.owners import claim, lease
 
 A = keys.owner_name("w0", 1)
 B = keys.owner_name("w1", 2)
@@ -38,7 +39,9 @@ def queued(request_id: str, attempt: int = 1, prompt: tuple[int, ...] = (1, 2, 3
 
 
 @pytest.fixture
-def store(broker: Redis) -> RequestStore:
+async def store(broker: Redis) -> RequestStore:
+    await lease(broker, "w0", 1)
+    await lease(broker, "w1", 2)
     return RequestStore(broker)
 
 
@@ -46,11 +49,6 @@ async def begin(store: RequestStore, request_id: str, digest: str = "d1", tenant
     return await store.begin(
         request_id, digest=digest, admission_id="adm-1", tenant=tenant, application="chatbot", arrival_us=7
     )
-
-
-async def lease(broker: Redis, replica_id: str, started_us: int) -> None:
-    replica = router_pb2.Replica(replica_id=replica_id, started_us=started_us, status=router_pb2.REPLICA_STATUS_READY)
-    await ReplicaRegistry(broker).publish(replica, 30.0)
 
 
 async def test_the_same_id_is_a_retry_with_the_same_body_and_a_conflict_with_another(store: RequestStore) -> None:
@@ -105,11 +103,10 @@ async def test_concurrent_appends_of_one_attempt_leave_one_entry(store: RequestS
 
 
 async def test_one_worker_wins_a_claim_and_the_loser_is_fenced(store: RequestStore, broker: Redis) -> None:
-    await lease(broker, "w0", 1)
     await begin(store, "r")
     await store.enqueue(queued("r"), QUEUE, verdict="ADMITTED")
-    assert await store.claim("r", 1, A) == 1
-    assert await store.claim("r", 1, B) == 0
+    assert await claim(store, "r", 1, A) == 1
+    assert await claim(store, "r", 1, B) == 0
     assert not await store.mark("r", 1, B, first_token_us=5)
     assert await store.mark("r", 1, A, first_token_us=6)
     record = await store.get("r")
@@ -119,7 +116,7 @@ async def test_one_worker_wins_a_claim_and_the_loser_is_fenced(store: RequestSto
 
 
 async def test_an_unknown_request_cannot_be_claimed(store: RequestStore) -> None:
-    assert await store.claim("nobody", 1, A) == 0
+    assert await claim(store, "nobody", 1, A) == 0
 
 
 async def test_finish_acknowledges_deletes_and_lets_the_hash_expire(store: RequestStore, broker: Redis) -> None:
@@ -127,7 +124,7 @@ async def test_finish_acknowledges_deletes_and_lets_the_hash_expire(store: Reque
     await begin(store, "r")
     entry = await store.enqueue(queued("r"), QUEUE, verdict="ADMITTED")
     await broker.xreadgroup(keys.GROUP, A, {QUEUE: ">"})
-    await store.claim("r", 1, A)
+    await claim(store, "r", 1, A)
     done = {"stream": entry.stream, "entry_id": entry.entry_id}
     assert not await store.finish("r", 1, B, RequestState.FINISHED, **done)
     assert await broker.xlen(QUEUE) == 1
@@ -150,21 +147,52 @@ async def test_placing_again_bumps_the_attempt_moves_the_entry_and_fences_the_ol
     await begin(store, "r")
     old = await store.enqueue(queued("r"), QUEUE, verdict="ADMITTED", replica_id="w0")
     await broker.xreadgroup(keys.GROUP, A, {QUEUE: ">"})
-    await store.claim("r", 1, A)
+    await claim(store, "r", 1, A)
     await store.mark("r", 1, A)
 
     new_queue = keys.queue_key("w1", "tight")
+    with pytest.raises(RequestHeldError, match="w0/1"):  # it lives: nobody takes its work away
+        await store.enqueue(queued("r", 2), new_queue, verdict="ADMITTED", replica_id="w1")
+    await broker.delete(keys.replica_key("w0"))
     new = await store.enqueue(queued("r", 2), new_queue, verdict="ADMITTED", replica_id="w1")
     assert new.fresh
     assert await broker.xlen(QUEUE) == 0
     assert (await broker.xpending(QUEUE, keys.GROUP))["pending"] == 0
     assert not await store.mark("r", 1, A)
     assert not await store.finish("r", 1, A, RequestState.FINISHED, stream=QUEUE, entry_id=old.entry_id)
-    assert await store.claim("r", 1, A) == 0
+    assert await claim(store, "r", 1, A) is None  # without a lease it claims nothing
+    await lease(broker, "w0", 1)
+    assert await store.claim("r", 1, A, stream=QUEUE, entry_id=old.entry_id) == 0
     with pytest.raises(StaleAttemptError):
         await store.enqueue(queued("r", 1), QUEUE, verdict="ADMITTED")
-    assert await store.claim("r", 2, B) == 2
+    assert await claim(store, "r", 2, B) == 2
     assert await broker.xlen(new_queue) == 1
+    record = await store.get("r")
+    assert record is not None
+    assert record.losses == 1
+
+
+async def test_a_live_worker_hands_on_what_it_holds_and_that_is_no_loss(store: RequestStore, broker: Redis) -> None:
+    await store.enqueue(queued("r"), QUEUE, verdict="ADMITTED", replica_id="w0")
+    await claim(store, "r", 1, A)
+    with pytest.raises(RequestHeldError):
+        await store.enqueue(queued("r", 2), keys.BEST_EFFORT_QUEUE, verdict="BEST_EFFORT", giver=B)
+    await store.enqueue(queued("r", 2), keys.BEST_EFFORT_QUEUE, verdict="BEST_EFFORT", giver=A)
+    record = await store.get("r")
+    assert record is not None
+    assert (record.attempt, record.losses, record.state) == (2, 0, RequestState.QUEUED)
+
+
+async def test_a_claim_in_vain_leaves_no_entry_behind_that_no_request_stands_on(
+    store: RequestStore, broker: Redis
+) -> None:
+    await store.enqueue(queued("r"), QUEUE, verdict="ADMITTED", replica_id="w0")
+    await broker.delete(keys.request_key("r"))  # Redis lost its tail
+    await broker.xgroup_create(QUEUE, keys.GROUP, id="0")
+    [(_, [(entry, _)])] = await broker.xreadgroup(keys.GROUP, A, {QUEUE: ">"})
+    assert await store.claim("r", 1, A, stream=QUEUE, entry_id=entry.decode()) == 0
+    assert await broker.xlen(QUEUE) == 0
+    assert (await broker.xpending(QUEUE, keys.GROUP))["pending"] == 0
 
 
 async def test_a_later_attempt_of_nothing_is_refused(store: RequestStore, broker: Redis) -> None:
@@ -182,7 +210,7 @@ async def test_cancel_while_queued_removes_the_entry_and_blocks_a_late_append(
     outcome = await store.cancel("r")
     assert (outcome.previous, outcome.cancelled, outcome.replica_id) == (RequestState.QUEUED, True, "w0")
     assert await broker.xlen(QUEUE) == 0
-    assert await store.claim("r", 1, A) == 0
+    assert await claim(store, "r", 1, A) == 0
     with pytest.raises(RequestEndedError):
         await store.enqueue(queued("r", 2), QUEUE, verdict="ADMITTED")
     again = await store.cancel("r")
@@ -193,7 +221,7 @@ async def test_cancel_while_queued_removes_the_entry_and_blocks_a_late_append(
 async def test_cancel_while_running_names_the_replica_and_stops_the_owner(store: RequestStore, broker: Redis) -> None:
     await begin(store, "r")
     entry = await store.enqueue(queued("r"), keys.BEST_EFFORT_QUEUE, verdict="BEST_EFFORT")
-    await store.claim("r", 1, A)
+    await claim(store, "r", 1, A)
     await store.mark("r", 1, A)
     outcome = await store.cancel("r")
     assert (outcome.previous, outcome.replica_id, outcome.attempt) == (RequestState.RUNNING, "w0", 1)
@@ -222,26 +250,28 @@ async def test_a_full_queue_refuses_but_counts_only_what_nobody_has_read(store: 
 async def test_who_died_before_the_first_token_is_succeeded_under_a_new_attempt(
     store: RequestStore, broker: Redis
 ) -> None:
-    await lease(broker, "w0", 1)
     await begin(store, "r")
     entry = await store.enqueue(queued("r"), keys.BEST_EFFORT_QUEUE, verdict="BEST_EFFORT")
-    await store.claim("r", 1, A)
-    assert await store.claim("r", 1, B) == 0  # w0 lives
+    await claim(store, "r", 1, A)
+    assert await claim(store, "r", 1, B) == 0  # w0 lives
     await lease(broker, "w0", 99)  # w0 restarted: its earlier process is gone
-    assert await store.claim("r", 1, B) == 2
+    assert await claim(store, "r", 1, B) == 2
     assert not await store.mark("r", 1, A)
     assert not await store.finish("r", 1, A, RequestState.FINISHED, stream=entry.stream, entry_id=entry.entry_id)
     assert await broker.xlen(keys.BEST_EFFORT_QUEUE) == 1
-    third = keys.owner_name("w2", 3)
-    assert await store.claim("r", 1, third) == 3  # w1 never had a lease: it is gone too
+    third = await lease(broker, "w2", 3)
+    await broker.delete(keys.replica_key("w1"))
+    assert await claim(store, "r", 1, third) == 3
     assert await store.mark("r", 3, third)
-    assert await store.claim("r", 1, A) == 0  # running: tokens may be out, only a re-placement may move it
+    again = await lease(broker, "w0", 1)
+    assert await claim(store, "r", 1, again) == 0  # running: tokens may be out, only a re-placement may move it
 
 
 async def test_placing_again_after_a_succession_joins_it(store: RequestStore, broker: Redis) -> None:
     entry = await store.enqueue(queued("r"), keys.BEST_EFFORT_QUEUE, verdict="BEST_EFFORT")
-    await store.claim("r", 1, A)
-    await store.claim("r", 1, B)
+    await claim(store, "r", 1, A)
+    await broker.delete(keys.replica_key("w0"))
+    await claim(store, "r", 1, B)
     joined = await store.enqueue(queued("r", 2), QUEUE, verdict="ADMITTED")
     assert (joined.entry_id, joined.fresh) == (entry.entry_id, False)
     assert await broker.xlen(QUEUE) == 0

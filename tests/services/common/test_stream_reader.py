@@ -4,12 +4,12 @@ from collections.abc import AsyncIterator, Sequence
 import pytest
 from redis.asyncio import Redis
 
-from protos import router_pb2, types_pb2
+from protos import types_pb2
 from services.common import keys
-from services.common.registry import ReplicaRegistry
 from services.common.request_record import RequestState
 from services.common.request_store import RequestStore
 from services.common.stream_reader import Delivery, StreamReader
+from tests.services.owners import claim, lease
 
 QUEUE = keys.queue_key("w0", "tight")
 LOOSE = keys.queue_key("w0", "loose")
@@ -128,13 +128,15 @@ async def test_the_nth_delivery_in_vain_is_the_last(broker: Redis) -> None:
     async def on_dead(request: types_pb2.QueuedRequest, reason: str) -> None:
         dead.append((request.request_id, reason))
 
-    for life in range(3):  # each worker claims it and dies: none of them has a lease
+    for life in range(3):  # each worker claims it and dies: the next one has its lease
         owner = keys.owner_name("w0", life)
         if life == 0:
             await read_as(broker, owner, stream)
         else:
             await broker.xautoclaim(stream, keys.GROUP, owner, 0)
-        assert await store.claim("poison", 1, owner) == life + 1
+        await lease(broker, "w0", life)
+        assert await claim(store, "poison", 1, owner) == life + 1
+    await broker.delete(keys.replica_key("w0"))
     last = StreamReader(broker, B, stale_ms=0, block_ms=10, max_deliveries=3, on_dead=on_dead)
     await put(broker, "healthy", stream)
     [got] = await take(last.deliveries(lambda: [stream]), 1)
@@ -151,11 +153,10 @@ async def test_the_nth_delivery_in_vain_is_the_last(broker: Redis) -> None:
 
 
 async def test_a_request_in_the_hands_of_a_live_owner_never_becomes_a_dead_letter(broker: Redis) -> None:
-    replica = router_pb2.Replica(replica_id="w0", started_us=1, status=router_pb2.REPLICA_STATUS_READY)
-    await ReplicaRegistry(broker).publish(replica, 30.0)
+    await lease(broker, "w0", 1)
     store = RequestStore(broker)
     entry = await put(broker, "long")
-    assert await store.claim("long", 1, A) == 1
+    assert await claim(store, "long", 1, A) == 1
     assert not await store.bury("long", stream=QUEUE, entry_id=entry, reason="too often", deliveries=9)
     assert await broker.xlen(QUEUE) == 1
     assert await broker.xlen(keys.DEAD_LETTERS) == 0
@@ -179,6 +180,21 @@ async def test_reading_goes_on_after_redis_forgot_the_group(broker: Redis) -> No
     await put(broker, "b", LOOSE)
     [got] = await take(deliveries, 1)
     assert got.request.request_id == "b"
+
+
+async def test_entries_whose_reply_was_lost_are_delivered_again_and_what_is_held_is_not(broker: Redis) -> None:
+    running = await put(broker, "running")
+    await read_as(broker, A)
+    lost = await put(broker, "lost")
+    gone = await put(broker, "gone")
+    await read_as(broker, A)  # Redis gave them to this consumer; the connection broke before the reply was read
+    await broker.xdel(QUEUE, gone)
+    recovered = StreamReader(broker, A, held=lambda: {QUEUE: [running]}).recover([QUEUE])
+    assert [(item.request.request_id, item.entry_id, item.deliveries) async for item in recovered] == [
+        ("lost", lost, 1)
+    ]
+    rows = await broker.xpending_range(QUEUE, keys.GROUP, "-", "+", 10)
+    assert gone not in {row["message_id"].decode() for row in rows}
 
 
 async def test_consumers_that_are_gone_leave_the_group_unless_they_hold_something(broker: Redis) -> None:

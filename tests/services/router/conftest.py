@@ -41,7 +41,7 @@ async def world(router_redis: EmbeddedRedis) -> AsyncIterator[World]:
         planners=(f"127.0.0.1:{planner_server.port}",),
         reoffer_ms=20,
         best_effort_limit=3,
-        max_attempts=3,
+        max_losses=3,
     )
     parts = compose(settings, load_catalogue(CATALOGUE), redis, Clock())
     server = RpcServer("127.0.0.1:0")

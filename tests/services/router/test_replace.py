@@ -8,9 +8,17 @@ from services.common.errors import InvalidRequestError, Reason
 from services.common.request_record import RequestState
 from services.common.stream_entry import decode_entry
 from services.router.candidate import candidate_of
+from tests.services.owners import claim
 from tests.services.router.world import World, error_of
 
 OWNER = keys.owner_name("a", 1)
+
+
+async def lost(world: World, request_id: str = "r") -> router_pb2.PlaceResponse:
+    """A promised request that replica a ran until it died."""
+    response = await running(world, request_id)
+    await world.lose("a")
+    return response
 
 
 async def running(world: World, request_id: str = "r") -> router_pb2.PlaceResponse:
@@ -18,7 +26,7 @@ async def running(world: World, request_id: str = "r") -> router_pb2.PlaceRespon
     await world.replica("a")
     world.planner.admit("a")
     response = await world.place(world.request(request_id))
-    assert await world.store.claim(request_id, 1, OWNER) == 1
+    assert await claim(world.store, request_id, 1, OWNER) == 1
     first_token_us = world.clock.now_us()
     assert await world.store.mark(request_id, 1, OWNER, first_token_us=first_token_us)
     return response
@@ -31,7 +39,7 @@ async def replace(world: World, request_id: str = "r", attempt: int = 1, **field
 
 
 async def test_a_lost_request_goes_on_elsewhere_after_what_was_delivered(world: World) -> None:
-    old = await running(world)
+    old = await lost(world)
     await world.replica("b")
     world.planner.admit("b")
     world.planner.asked.clear()
@@ -49,12 +57,13 @@ async def test_a_lost_request_goes_on_elsewhere_after_what_was_delivered(world: 
     assert candidate.ttft_deadline_us == queued.first_token_us + 2 * 50_000  # token 3 of a 50 ms stage
     assert await world.redis.xlen(old.stream) == 0
     assert not await world.store.mark("r", 1, OWNER)  # the old owner is fenced off
-    assert await world.store.claim("r", 2, keys.owner_name("b", 1)) == 2
+    assert await claim(world.store, "r", 2, keys.owner_name("b", 1)) == 2
 
 
 async def test_without_a_promise_it_goes_on_as_best_effort_even_if_that_queue_is_full(world: World) -> None:
-    await running(world)
-    world.planner.refuse("a")
+    await lost(world)
+    await world.replica("b")
+    world.planner.refuse("b")
     for number in range(3):
         await world.place(world.request(f"other{number}"))
     response = await replace(world, delivered_token_ids=[70])
@@ -67,7 +76,9 @@ async def test_without_a_promise_it_goes_on_as_best_effort_even_if_that_queue_is
 
 
 async def test_repeating_it_answers_with_the_attempt_in_force(world: World) -> None:
-    await running(world)
+    await lost(world)
+    await world.replica("b")
+    world.planner.admit("b")
     first = await replace(world, delivered_token_ids=[70])
     again = await replace(world, delivered_token_ids=[70])
     assert (again.attempt, again.stream, again.entry_id) == (2, first.stream, first.entry_id)
@@ -75,7 +86,9 @@ async def test_repeating_it_answers_with_the_attempt_in_force(world: World) -> N
 
 
 async def test_delivered_tokens_are_the_whole_output_over_all_attempts(world: World) -> None:
-    await running(world)
+    await lost(world)
+    await world.replica("b")
+    world.planner.admit("b")
     await replace(world, delivered_token_ids=[70, 71])
     error = await error_of(replace(world, attempt=2, delivered_token_ids=[72]))
     assert isinstance(error, InvalidRequestError)
@@ -87,31 +100,66 @@ async def test_delivered_tokens_are_the_whole_output_over_all_attempts(world: Wo
 
 
 async def test_what_a_worker_handed_on_is_continued_even_if_the_caller_has_less(world: World) -> None:
-    await running(world)
+    await lost(world)
+    await world.replica("b")
+    world.planner.admit("b")
     await replace(world, delivered_token_ids=[70, 71, 72])
     response = await replace(world, attempt=2, delivered_token_ids=[70])
     [(_, fields)] = await world.redis.xrange(response.stream)
     assert list(decode_entry(fields).delivered_token_ids) == [70, 71, 72]
 
 
-async def test_what_breaks_every_worker_fails_and_is_kept_as_a_dead_letter(world: World) -> None:
-    await running(world)
-    await replace(world)
-    await replace(world, attempt=2)
+async def test_what_kills_every_worker_fails_and_is_kept_as_a_dead_letter(world: World) -> None:
+    await lost(world)
+    for attempt, replica_id in ((2, "b"), (3, "c")):
+        await world.replica(replica_id)
+        world.planner.admit(replica_id)
+        assert (await replace(world, attempt=attempt - 1)).attempt == attempt
+        assert await claim(world.store, "r", attempt, keys.owner_name(replica_id, 1)) == attempt
+        await world.lose(replica_id)
     error = await error_of(replace(world, attempt=3))
     assert error.reason is Reason.ENGINE_FAILED
     [(_, letter)] = await world.redis.xrange(keys.DEAD_LETTERS)
     assert letter[b"id"] == b"r"
-    assert b"lease gone" in letter[b"reason"]
+    assert b"took 3 workers along: lease gone" in letter[b"reason"]
     record = await world.store.get("r")
     assert record is not None
     assert record.state is RequestState.FAILED
     assert (await error_of(replace(world, attempt=3))).reason is Reason.ENGINE_FAILED
 
 
-async def test_without_a_replica_nothing_changes_and_it_can_be_asked_again(world: World) -> None:
+async def test_replicas_that_leave_before_they_take_it_are_not_held_against_a_request(world: World) -> None:
+    await lost(world)
+    for attempt in range(2, 8):
+        await world.replica("b")
+        world.planner.admit("b")
+        assert (await replace(world, attempt=attempt - 1)).attempt == attempt
+        await world.lose("b")
+
+
+async def test_nobody_takes_a_request_from_a_worker_that_lives(world: World) -> None:
     old = await running(world)
-    await world.redis.delete(keys.replica_key("a"))
+    await world.replica("b")
+    world.planner.admit("b")
+    error = await error_of(replace(world))
+    assert error.reason is Reason.REQUEST_CONFLICT
+    assert await world.redis.xlen(old.stream) == 1
+    await world.settled()
+    assert ("b", "r", 2) in world.planner.released
+
+
+async def test_the_next_attempt_reports_to_whoever_serves_the_client_now(world: World) -> None:
+    await lost(world)
+    await world.redis.hset(keys.request_key("r"), "admission", "adm-2")  # resumed there
+    await world.replica("b")
+    world.planner.admit("b")
+    response = await replace(world)
+    [(_, fields)] = await world.redis.xrange(response.stream)
+    assert decode_entry(fields).admission_id == "adm-2"
+
+
+async def test_without_a_replica_nothing_changes_and_it_can_be_asked_again(world: World) -> None:
+    old = await lost(world)
     error = await error_of(replace(world))
     assert (error.reason, bool(error.retry_after_ms)) == (Reason.NO_REPLICA, True)
     assert await world.redis.xlen(old.stream) == 1
@@ -131,14 +179,14 @@ async def test_what_has_ended_is_not_run_again(world: World, state: RequestState
 
 
 async def test_what_was_cancelled_is_not_run_again(world: World) -> None:
-    await running(world)
+    await lost(world)
     await world.store.cancel("r")
     assert (await error_of(replace(world))).reason is Reason.REQUEST_CANCELLED
 
 
 async def test_an_unknown_request_or_attempt_is_not_found(world: World) -> None:
     assert (await error_of(replace(world, "nobody"))).reason is Reason.REQUEST_UNKNOWN
-    await running(world)
+    await lost(world)
     assert (await error_of(replace(world, attempt=5))).reason is Reason.REQUEST_UNKNOWN
     assert isinstance(await error_of(replace(world, attempt=0)), InvalidRequestError)
 

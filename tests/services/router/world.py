@@ -10,6 +10,7 @@ import pytest
 from redis.asyncio import Redis
 
 from protos import planner_pb2, planner_pb2_grpc, router_pb2, types_pb2
+from services.common import keys
 from services.common.clock import Clock
 from services.common.embedded_redis import EmbeddedRedis
 from services.common.errors import Reason, SloServeError, from_rpc_error
@@ -142,6 +143,10 @@ class World:
         await ReplicaRegistry(self.redis).publish(replica, 60.0)
         await self.parts.fleet.refresh()
         return replica
+
+    async def lose(self, replica_id: str) -> None:
+        """The replica's lease runs out."""
+        await self.redis.delete(keys.replica_key(replica_id))
 
     def request(self, request_id: str, ttft_ms: float = 500.0, prompt_tokens: int = 8) -> types_pb2.QueuedRequest:
         now_us = self.clock.now_us()

@@ -14,7 +14,7 @@ from services.common.errors import Reason, SloServeError
 from services.common.keys import BEST_EFFORT_QUEUE
 from services.common.request_record import RequestState
 from services.common.rpc import open_channel
-from tests.services.worker.worker_world import World, another_owner, eventually, running_world
+from tests.services.worker.worker_world import World, eventually, running_world
 
 
 async def test_the_lease_describes_the_replica(world: World) -> None:
@@ -123,14 +123,13 @@ async def test_a_lost_lease_costs_only_what_has_been_placed_elsewhere(world: Wor
     for request_id in (mine, moved):
         await world.submit(world.request(request_id, max_tokens=100))
     await world.engine.until_running(mine, moved)
-    await world.store.enqueue(world.request(moved, attempt=2), f"slos:q:elsewhere-{unique}:loose", verdict="admitted")
-    await world.store.claim(moved, 2, another_owner(world))
+    await world.steal(world.request(moved, attempt=2), f"slos:q:elsewhere-{unique}:loose")
     await world.redis.delete(f"slos:replica:{world.settings.replica_id}")
     await world.engine.until_gone(moved)
     assert mine in world.engine.running
     await world.until_lease(status="READY")
     assert moved not in world.listener.ended
-    assert (await world.record(moved)).state is RequestState.CLAIMED
+    assert (await world.record(moved)).state is RequestState.QUEUED
 
 
 async def test_a_newer_worker_of_the_same_name_ends_this_one(world: World, unique: str) -> None:

@@ -6,7 +6,7 @@ import pytest
 from protos import types_pb2, worker_pb2
 from services.common.clock import Clock
 from services.common.errors import Reason, SloServeError
-from services.worker.outbox import Outbox
+from services.worker.outbox import RECONNECT_S, Outbox
 from services.worker.output import OutputEnd
 
 LENGTH = OutputEnd(types_pb2.FINISH_REASON_LENGTH)
@@ -144,8 +144,14 @@ async def test_ended_output_is_forgotten_after_its_retention(outbox: Outbox, han
 async def test_a_running_request_nobody_listens_to_is_named_once_its_grace_is_over(
     outbox: Outbox, hand: HandClock
 ) -> None:
-    outbox.open("r", 1, "gone")
-    hand.now_s += 59
+    outbox.open("r", 1, "gone", grace_s=60.0)
+    outbox.open("s", 1, "gone")
+    hand.now_s += RECONNECT_S - 1
+    assert outbox.sweep() == []
+    hand.now_s += 2
+    assert outbox.sweep() == ["s"]  # its client asked for no grace: there is only the time to come back
+    outbox.finish("s", 1, LENGTH)
+    hand.now_s += 59 - RECONNECT_S - 1
     assert outbox.sweep() == []
     outbox.attach("r", "also-gone", 0, 100.0)
     hand.now_s += 99

@@ -9,7 +9,7 @@ from services.common.keys import BEST_EFFORT_QUEUE
 from services.common.request_record import RequestState
 from services.core.perf_model import BatchShape
 from services.core.slo import StageKind
-from tests.services.worker.worker_world import World, another_owner, eventually
+from tests.services.worker.worker_world import World, eventually
 
 
 async def test_a_request_runs_from_its_queue_to_its_recorded_end(world: World, unique: str) -> None:
@@ -175,12 +175,11 @@ async def test_a_demotion_is_told_to_the_admission_process(world: World, unique:
 async def test_a_request_placed_elsewhere_is_left_without_a_word_at_its_first_token(world: World, unique: str) -> None:
     await world.submit(world.request(unique, max_tokens=50))
     await world.engine.until_running(unique)
-    await world.store.enqueue(world.request(unique, attempt=2), BEST_EFFORT_QUEUE + unique, verdict="best_effort")
+    await world.steal(world.request(unique, attempt=2), BEST_EFFORT_QUEUE + unique)
     world.engine.step()
     await world.engine.until_gone(unique)
-    await world.store.claim(unique, 2, another_owner(world))
     assert unique not in world.listener.ended
-    assert (await world.record(unique)).state is RequestState.CLAIMED
+    assert (await world.record(unique)).state is RequestState.QUEUED
 
 
 async def test_queue_prefill_and_every_stage_are_spans_of_the_requests_trace(

@@ -151,8 +151,16 @@ class World:
 
     async def requeue(self, request: types_pb2.QueuedRequest, stream: str = "") -> str:
         stream = stream or (self.queue(request.tier) if request.promised else BEST_EFFORT_QUEUE)
-        done = await self.store.enqueue(request, stream, verdict="admitted", replica_id=self.settings.replica_id)
+        giver = "" if request.attempt == 1 else (await self.record(request.request_id)).owner
+        done = await self.store.enqueue(
+            request, stream, verdict="admitted", replica_id=self.settings.replica_id, giver=giver
+        )
         return done.entry_id
+
+    async def steal(self, request: types_pb2.QueuedRequest, stream: str) -> None:
+        """Place a request that this worker holds again, as it may be while the lease is gone."""
+        owner = (await self.record(request.request_id)).owner
+        await self.store.enqueue(request, stream, verdict="admitted", giver=owner)
 
     def queue(self, tier: str) -> str:
         return queue_key(self.settings.replica_id, tier)

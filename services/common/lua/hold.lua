@@ -1,0 +1,5 @@
+-- Take or prolong a lock that expires. KEYS: lock. ARGV: holder, lease_ms. Returns 1 where the holder has it.
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1
