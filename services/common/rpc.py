@@ -205,7 +205,7 @@ def open_channel(address: str, *, traced: bool = True) -> grpc.aio.Channel:
             ("grpc.max_receive_message_length", -1),
             ("grpc.max_send_message_length", -1),
             ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.min_reconnect_backoff_ms", 100),
+            ("grpc.min_reconnect_backoff_ms", 2_000),  # the time a busy server has to answer a connection attempt
             ("grpc.max_reconnect_backoff_ms", 1_000),
             *_KEEPALIVE,
         ],
