@@ -60,7 +60,7 @@ async def test_the_same_id_is_a_retry_with_the_same_body_and_a_conflict_with_ano
 
 async def test_a_registration_that_the_append_overtook_changes_nothing_but_the_digest(store: RequestStore) -> None:
     await store.enqueue(queued("r"), QUEUE, verdict="admitted")
-    assert await store.claim("r", 1, A) == 1
+    assert await claim(store, "r", 1, A) == 1
     assert await begin(store, "r") is BeginResult.NEW
     record = await store.get("r")
     assert record is not None
