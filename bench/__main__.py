@@ -11,6 +11,8 @@ COMMANDS: Final = {
     "capacity": "the highest load each system carries, in virtual time around vLLM's scheduler",
     "bound": "the hindsight bound of every scenario, a linear program",
     "demo": "start everything, send recorded traffic, show promised against delivered",
+    "gpu": "profile a GPU, fit the model, serve the mixed scenario beside plain vLLM",
+    "live": "the full stack in real time beside plain vLLM, from recorded traffic",
     "overhead": "what the services add to a bare engine",
     "plan": "how long decisions and batch formation take",
     "report": "collect all results into docs/results.md",

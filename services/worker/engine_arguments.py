@@ -26,7 +26,7 @@ _GIB = 1 << 30
 def vllm_arguments(settings: EngineSettings, hook: HookConfig, on_cpu: bool) -> dict[str, Any]:
     """Arguments that run the model itself."""
     arguments = _common(settings, hook)
-    arguments.update(dtype=settings.dtype, async_scheduling=settings.async_scheduling)
+    arguments.update(dtype=settings.dtype, load_format=settings.weights, async_scheduling=settings.async_scheduling)
     if settings.kv_blocks is not None:
         arguments["num_gpu_blocks_override"] = settings.kv_blocks
     if on_cpu:
@@ -37,6 +37,8 @@ def vllm_arguments(settings: EngineSettings, hook: HookConfig, on_cpu: bool) -> 
             kv_cache_memory_bytes=int((settings.kv_cache_gib or _CPU_KV_CACHE_GIB) * _GIB),
             enforce_eager=True,
         )
+    elif settings.gpu_memory_share is not None:
+        arguments["gpu_memory_utilization"] = settings.gpu_memory_share
     return arguments
 
 

@@ -21,9 +21,11 @@ class EngineSettings:
     preset: hardware and model that the emulated engine imitates.
     kv_blocks, block_size: KV cache in blocks of `block_size` tokens.
     max_batch_tokens: the engine's own limit on tokens per batch.
+    weights: `dummy` fills the model with random values: as fast as the real ones, for measurements without them.
     dtype: `auto`, `float32`, `bfloat16` or `float16`; where outputs must be reproducible, float32 and one thread.
     cpu_threads: threads of a CPU engine.
     kv_cache_gib: memory for the KV cache of a CPU engine.
+    gpu_memory_share: share of a GPU's memory for weights and KV cache.
     async_scheduling: two batches in flight; None is vLLM's own choice (off on CPU), the emulated engine's is off.
     data_dir: where fitted profiles are kept.
     profile_s: about how long a replica without a cached profile measures itself.
@@ -42,9 +44,11 @@ class EngineSettings:
     max_num_seqs: int | None = None
     max_model_len: int | None = None
     max_batch_tokens: int | None = None
+    weights: Literal["auto", "dummy"] = "auto"
     dtype: str = "auto"
     cpu_threads: int | None = None
     kv_cache_gib: float | None = None
+    gpu_memory_share: float | None = None
     async_scheduling: bool | None = None
     prefix_caching: bool = True
     plan: PlanSettings = field(default_factory=PlanSettings)

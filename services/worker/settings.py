@@ -29,6 +29,8 @@ class WorkerSettings(ServiceSettings):
     kv_blocks, block_size, max_num_seqs, max_model_len, max_batch_tokens, cpu_threads: 0 leaves the choice to the
         engine, the model or the preset.
     kv_cache_gib: memory for the KV cache of a CPU engine; 0 leaves the choice to the engine.
+    gpu_memory_share: share of a GPU's memory for weights and KV cache; 0 leaves the choice to the engine.
+    weights: `dummy` runs the model's shape with random values, for measurements (`vllm` only).
     async_scheduling: two batches in flight; `auto` is the engine's own choice.
     profile_s: about how long a replica without a cached profile measures itself.
     policy: how to choose among pending requests that do not all fit.
@@ -50,9 +52,11 @@ class WorkerSettings(ServiceSettings):
     max_num_seqs: Annotated[int, Field(ge=0, le=8192)] = 0
     max_model_len: Annotated[int, Field(ge=0)] = 0
     max_batch_tokens: Annotated[int, Field(ge=0, le=131072)] = 0
+    weights: Literal["auto", "dummy"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     cpu_threads: Annotated[int, Field(ge=0, le=1024)] = 0
     kv_cache_gib: Annotated[float, Field(ge=0, le=4096)] = 0.0
+    gpu_memory_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     async_scheduling: Literal["auto", "on", "off"] = "auto"
     profile_s: Annotated[float, Field(ge=1, le=600)] = 8.0
     policy: Policy = Policy.MH
@@ -98,9 +102,11 @@ class WorkerSettings(ServiceSettings):
             max_num_seqs=self.max_num_seqs or None,
             max_model_len=self.max_model_len or None,
             max_batch_tokens=self.max_batch_tokens or None,
+            weights=self.weights,
             dtype=self.dtype,
             cpu_threads=self.cpu_threads or None,
             kv_cache_gib=self.kv_cache_gib or None,
+            gpu_memory_share=self.gpu_memory_share or None,
             async_scheduling=None if self.async_scheduling == "auto" else self.async_scheduling == "on",
             profile_s=self.profile_s,
             otlp_endpoint=traces_endpoint(),
