@@ -68,6 +68,7 @@ def main(
     rates: Annotated[str, typer.Option(help="jobs/s, comma-separated; empty: 0.4, 0.7, 1 of the trace's own")] = "",
     seconds: Annotated[float, typer.Option(min=1, max=3600, help="how long jobs arrive in each round")] = 120.0,
     repetitions: Annotated[int, typer.Option(min=1)] = 1,
+    stage_tokens: Annotated[int, typer.Option(min=1, help="longest output of a stage")] = 800,
     profile_s: Annotated[float, typer.Option(min=1, max=600, help="how long the engine is profiled")] = 30.0,
     seed: Annotated[int, typer.Option()] = 1,
     results: Annotated[Path, typer.Option(help="where results are written")] = RESULTS,
@@ -86,7 +87,7 @@ def main(
     if hardware.gpu is None:
         console.print(f"[bold yellow]no GPU here[/]: running {hardware.stands_in} instead; no number below is a GPU's")
     divisor = 4.0 if hardware.stands_in.startswith("cpu") else 1.0
-    plan = Plan(scenario, wanted, 0, seed, seconds, repetitions, Scale(divisor), TRACES)
+    plan = Plan(scenario, wanted, 0, seed, seconds, repetitions, Scale(divisor, stage_tokens=stage_tokens), TRACES)
     with TemporaryDirectory(prefix="slos-gpu-") as folder:
         settings = _settings(hardware, shape, profile_s, Path(folder))
         asyncio.run(_run(console, hardware, shape, settings, file, plan, results))
@@ -122,7 +123,7 @@ async def _run(
         "hardware": asdict(hardware),
         "settings": {"shape": shape if hardware.gpu else "", "weights": settings.weights, "scenario": plan.scenario,
                      "seed": plan.seed, "seconds": plan.seconds, "repetitions": plan.repetitions,
-                     "length_divisor": plan.scale.length_divisor},
+                     "length_divisor": plan.scale.length_divisor, "stage_tokens": plan.scale.stage_tokens},
         "rates": rates,
         "r2_heldout": side.r2_heldout,
         "errors": side.services.errors,

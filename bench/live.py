@@ -7,7 +7,7 @@ saw. `--saturate` measures throughput instead: everything at once, best effort o
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -68,6 +68,7 @@ def main(
     repetitions: Annotated[int, typer.Option(min=1, help="rounds of each system at each load")] = 1,
     length_divisor: Annotated[float, typer.Option(help="of recorded lengths; 0: 1, on a CPU 4")] = 0.0,
     tpot_factor: Annotated[float, typer.Option(min=0.1, help="of the scenario's TPOTs")] = 1.0,
+    stage_tokens: Annotated[int, typer.Option(min=1, help="longest output of a stage")] = 800,
     async_scheduling: Annotated[bool, typer.Option(help="two batches in flight, vLLM's default on GPUs")] = False,
     saturated: Annotated[bool, typer.Option("--saturate", help="throughput with best effort only, instead")] = False,
     scenarios: Annotated[Path, typer.Option(help="scenario file")] = SCENARIOS,
@@ -84,7 +85,7 @@ def main(
         wanted = tuple(float(rate) for rate in rates.split(",") if rate)
     except (ScenarioError, UnknownPresetError, ValueError) as error:
         raise typer.BadParameter(str(error)) from None
-    plan = Plan(scenario, wanted, window, seed, seconds, repetitions, Scale(divisor, tpot_factor), traces)
+    plan = Plan(scenario, wanted, window, seed, seconds, repetitions, Scale(divisor, tpot_factor, stage_tokens), traces)
     with TemporaryDirectory(prefix="slos-live-") as folder:
         settings = EngineSettings(
             engine=engine,
@@ -117,6 +118,7 @@ async def _live(console: Console, settings: EngineSettings, file: ScenarioFile, 
             "engine": settings.engine, "scenario": plan.scenario, "window": plan.window, "seed": plan.seed,
             "seconds": plan.seconds, "repetitions": plan.repetitions, "async_scheduling": settings.async_scheduling,
             "length_divisor": plan.scale.length_divisor, "tpot_factor": plan.scale.tpot_factor,
+            "stage_tokens": plan.scale.stage_tokens,
         },
         "rates": rates,
         "r2_heldout": side.r2_heldout,
@@ -138,7 +140,7 @@ async def measure(
     """Every load, every repetition, both systems in turn; which goes first alternates."""
     model = side.measured.model
     workload = build_workload(file, plan.scenario, model, index=plan.window, seed=plan.seed, traces=plan.traces)
-    scale = Scale(plan.scale.length_divisor, plan.scale.tpot_factor, side.measured.max_model_len)
+    scale = replace(plan.scale, context_tokens=side.measured.max_model_len)
     rates = list(plan.rates) or [workload.rate * factor for factor in _FACTORS]
     maker = load_prompt_maker(Path(settings.model) / "tokenizer.json")
     points: list[Measured] = []
@@ -165,6 +167,10 @@ async def measure(
                 kept = side.services.kept_by_service if target.promises else None
                 told = None if kept is None else (sum(kept), len(kept))
                 points.append(Measured(target.name, rate, repetition, outcome, done, told))
+                if not console.is_terminal:  # where no progress bar is drawn
+                    console.print(
+                        f"{target.name} at {rate:.2f}/s: met {outcome.attainment:.3f}, kept {outcome.kept:.3f}"
+                    )
     return points, rates
 
 
@@ -207,7 +213,4 @@ def _note(settings: EngineSettings, plan: Plan, side: Side) -> str:
         f"Times as the client saw them; {plan.seconds:g} s of arrivals per round, {plan.repetitions} round(s) of each "
         f"system at each load, in turn. `other load` is CPU that processes outside the benchmark used meanwhile."
     )
-    settings_text = ", ".join(
-        f"{name} {value}" for name, value in asdict(plan.scale).items() if name != "context_tokens"
-    )
-    return f"{what}\n{counted} ({settings_text})"
+    return f"{what}\n{counted} Outputs are cut at {plan.scale.stage_tokens} tokens per stage."

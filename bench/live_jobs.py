@@ -14,13 +14,16 @@ __all__ = ["Conversations", "Scale", "live_jobs"]
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How the recorded jobs are fitted to an engine: lengths are divided, TPOTs multiplied, contexts bounded.
+    """How the recorded jobs are fitted to an engine and to the time there is.
+
+    Lengths are divided, TPOTs multiplied; a stage has at most `stage_tokens` of output, so that a round ends.
 
     TTFTs given as slowdown follow by themselves: they are resolved on the engine's own performance model.
     """
 
     length_divisor: float = 1.0
     tpot_factor: float = 1.0
+    stage_tokens: int = 1 << 20
     context_tokens: int = 32768
 
 
@@ -51,7 +54,7 @@ def _scaled(job: Job, file: ScenarioFile, model: PerfModel, scale: Scale) -> Job
 
 
 def _scaled_stage(stage: Stage, scale: Scale) -> Stage:
-    tokens = max(1, round(stage.tokens / scale.length_divisor))
+    tokens = min(scale.stage_tokens, max(1, round(stage.tokens / scale.length_divisor)))
     return replace(stage, tokens=tokens, tpot_s=stage.tpot_s * scale.tpot_factor)
 
 
