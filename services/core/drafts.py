@@ -7,14 +7,18 @@ import numpy as np
 
 from services.core.columns import DecoderColumns
 from services.core.perf_model import PerfModel
-from services.core.speculation import choose_lengths
+from services.core.speculation import MAX_VERIFY_TOKENS, choose_lengths
 from services.core.view import PlanSettings, Prefill
 
 __all__ = ["with_draft_lengths"]
 
 
 def with_draft_lengths(
-    settings: PlanSettings, model: PerfModel, columns: DecoderColumns, prefills: Sequence[Prefill]
+    settings: PlanSettings,
+    model: PerfModel,
+    columns: DecoderColumns,
+    prefills: Sequence[Prefill],
+    max_verify_tokens: int = MAX_VERIFY_TOKENS,
 ) -> PlanSettings:
     """Settings that verify the best number of tokens per tier once `prefills` decode beside the running requests.
 
@@ -36,5 +40,6 @@ def with_draft_lengths(
         [settings.acceptance_rate(tier) for tier in range(tiers)],
         cap_s=max(settings.caps_s),
         context_tokens=int(columns.context_tokens[columns.tier >= 0].sum()),
+        max_verify_tokens=max_verify_tokens,
     )
     return replace(settings, verify_tokens=chosen.verify_tokens)

@@ -13,9 +13,16 @@ picks the lengths that maximise prefill tokens per second.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from services.core.perf_model import PerfModel
+from services.core.perf_model import BatchShape, PerfModel
 
-__all__ = ["MAX_VERIFY_TOKENS", "AcceptanceEstimator", "LengthChoice", "choose_lengths", "expected_tokens"]
+__all__ = [
+    "MAX_VERIFY_TOKENS",
+    "AcceptanceEstimator",
+    "LengthChoice",
+    "choose_lengths",
+    "expected_tokens",
+    "fastest_length",
+]
 
 MAX_VERIFY_TOKENS = 10
 
@@ -66,6 +73,23 @@ def choose_lengths(
     return max((c for c in choices if c is not None), key=lambda c: c.prefill_tokens_per_s)
 
 
+def fastest_length(
+    model: PerfModel,
+    decoders: int,
+    acceptance: float,
+    *,
+    context_tokens: int = 0,
+    max_verify_tokens: int = MAX_VERIFY_TOKENS,
+) -> int:
+    """The length at which `decoders` requests alone produce most tokens per second: for batches without prefill."""
+
+    def rate(length: int) -> float:
+        shape = BatchShape(decoders * length, context_tokens, decoders, length - 1)
+        return expected_tokens(length, acceptance) / model.seconds(shape)
+
+    return max(range(1, max_verify_tokens + 1), key=rate)
+
+
 def _at_period(
     model: PerfModel,
     decoders: Sequence[int],
@@ -104,7 +128,10 @@ class AcceptanceEstimator:
 
     def observe(self, application: str, drafted: int, accepted: int) -> None:
         """One step of one request."""
-        judged = min(drafted, accepted + 1)
+        self.observe_judged(application, min(drafted, accepted + 1), accepted)
+
+    def observe_judged(self, application: str, judged: int, accepted: int) -> None:
+        """Several steps at once: of `judged` tokens, `accepted` were kept."""
         if judged <= 0:
             return
         kept, total = self._judged.get(application, (self._prior, 1.0))
