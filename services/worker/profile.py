@@ -39,6 +39,7 @@ _LONG_SHARE = 0.3  # of the probes have few requests with long prompts
 _LONG_REQUESTS = 8
 _PROBE_TIMEOUT_S = 120.0
 _GOOD_R2 = 0.95
+_ENOUGH = 16  # batches that a fit is made of on a machine too slow to run more in time
 _PATIENCE = 3.0  # times the time asked for
 _WORTH_KEEPING_R2 = 0.8
 
@@ -83,7 +84,8 @@ async def load_or_measure(
 async def measure(engine: "VllmEngine", vocabulary: int, seconds: float, max_batch_tokens: int) -> ReplicaProfile:
     """Send probes through the engine for about `seconds` and fit the performance model to what was observed.
 
-    On a machine that is busy with other things the same probes are run again, until the fit is good or patience ends.
+    On a machine that is busy with other things it takes as long as the fewest probes do, and the same ones are run
+    again until the fit is good or patience ends.
 
     Raises NotEnoughSamplesError where the engine did not run enough different batches in that time.
     """
@@ -99,7 +101,7 @@ async def measure(engine: "VllmEngine", vocabulary: int, seconds: float, max_bat
             ran.append(probe)
             for _ in range(_REPEATS):
                 await _run(engine, probe, rng, vocabulary, observer)
-            if time.monotonic() >= start_s + seconds:
+            if time.monotonic() >= start_s + seconds and len(repeated(observer.samples)) >= _ENOUGH:
                 break
         profile = _fitted(observer.samples)
         while profile.r2_heldout < _GOOD_R2 and time.monotonic() < start_s + _PATIENCE * seconds:
