@@ -38,6 +38,8 @@ class _NoReports(Reporter):
     def flush(self, *_: Any) -> None:
         self._hook.changed.clear()
         self._hook.gone.clear()
+        self._hook.demoted.clear()
+        self._hook.hold.take_released()
         self._hook.timer.take_observed()
 
 

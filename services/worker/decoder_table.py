@@ -8,7 +8,7 @@ from services.worker.hook_request import TrackedRequest
 
 __all__ = ["DecoderTable"]
 
-_INT_COLUMNS = ("tier", "number", "tokens", "context", "outputs", "forecast", "max_tokens")
+_INT_COLUMNS = ("tier", "number", "tokens", "context", "outputs", "forecast", "max_tokens", "application")
 _FLOAT_COLUMNS = ("anchor_s", "tpot_s")
 
 
@@ -21,6 +21,7 @@ class DecoderTable:
         self.keys: list[str] = []
         self.key_set: set[str] = set()
         self.requests: list[TrackedRequest] = []
+        self._columns: DecoderColumns | None = None  # as last read, while nothing has changed
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -33,8 +34,9 @@ class DecoderTable:
         """A float column, one entry per request."""
         return self._floats[name][: len(self.keys)]
 
-    def add(self, request: TrackedRequest, tier: int, first_token_s: float) -> None:
+    def add(self, request: TrackedRequest, tier: int, first_token_s: float, application: int = 0) -> None:
         """Take in a request whose first token is in flight and expected at `first_token_s`."""
+        self._columns = None
         row = len(self.keys)
         if row == len(self._ints["tier"]):
             self._grow()
@@ -45,7 +47,8 @@ class DecoderTable:
         self._ints["number"][row] = request.number
         self._ints["context"][row] = request.computed_tokens
         self._ints["outputs"][row] = request.outputs
-        self._ints["forecast"][row] = request.terms.forecast_tokens
+        self._ints["forecast"][row] = request.forecast_tokens
+        self._ints["application"][row] = application
         self._ints["max_tokens"][row] = request.max_tokens
         self._ints["tokens"][row] = request.tokens
         self._floats["anchor_s"][row] = first_token_s
@@ -55,8 +58,14 @@ class DecoderTable:
         """Write a request's tier and deadlines after they changed; its counts stay."""
         self._write(self.keys.index(request.key), request, tier)
 
+    def reforecast(self, request: TrackedRequest) -> None:
+        """Write a request's length forecast after it changed."""
+        self._columns = None
+        self._ints["forecast"][self.keys.index(request.key)] = request.forecast_tokens
+
     def restage(self, request: TrackedRequest, tier: int) -> None:
         """As `refresh`, with the tokens of a new stage."""
+        self._columns = None
         row = self.keys.index(request.key)
         self._ints["tokens"][row] = request.tokens
         self._write(row, request, tier)
@@ -70,6 +79,7 @@ class DecoderTable:
 
     def remove(self, request: TrackedRequest) -> None:
         """Let a request go, its counts copied back."""
+        self._columns = None
         self.sync(request)
         row = self.keys.index(request.key)
         size = len(self.keys)
@@ -82,8 +92,15 @@ class DecoderTable:
 
     def advance(self, scheduled: NDArray[np.bool_]) -> None:
         """One more token is in flight for the scheduled rows."""
+        self._columns = None
         for name in ("tokens", "context", "outputs"):
             self.ints(name)[scheduled] += 1
+
+    def accept(self, rows: list[int], accepted: list[int]) -> None:
+        """Rows whose last step yielded more than one token: by how many more."""
+        self._columns = None
+        for name in ("tokens", "context", "outputs"):
+            self.ints(name)[rows] += np.array(accepted, np.int64)
 
     @property
     def due_s(self) -> Floats:
@@ -101,13 +118,16 @@ class DecoderTable:
         return expected
 
     def columns(self) -> DecoderColumns:
-        """The table as the core's batch former reads it."""
-        tier = self.ints("tier")
-        return DecoderColumns(
-            self.keys, tier, self.due_s, self.floats("tpot_s"), self.ints("context"), self.forecast_left, tier >= 0
-        )
+        """The table as the core's batch former reads it, until the next change."""
+        if self._columns is None:
+            tier = self.ints("tier")
+            self._columns = DecoderColumns(
+                self.keys, tier, self.due_s, self.floats("tpot_s"), self.ints("context"), self.forecast_left, tier >= 0
+            )
+        return self._columns
 
     def _write(self, row: int, request: TrackedRequest, tier: int) -> None:
+        self._columns = None
         self._ints["tier"][row] = tier
         if request.anchor_s is not None:
             self._floats["anchor_s"][row] = request.anchor_s

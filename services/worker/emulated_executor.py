@@ -14,7 +14,7 @@ import torch
 from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
 from vllm.v1.executor.abstract import Executor
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheSpec
-from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, ModelRunnerOutput
+from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, DraftTokenIds, ModelRunnerOutput
 
 from services.core.perf_model import BatchShape
 from services.worker.hash_tokens import HashTokens, digest_of
@@ -56,6 +56,9 @@ class EmulatedExecutor(Executor):  # type: ignore[misc]
         self._tokens = HashTokens(emulation.vocab_size, emulation.special_ids)
         self._digests: dict[str, str] = {}
         self._known: dict[str, int] = {}
+        self._num_drafts = int(self.vllm_config.num_speculative_tokens)
+        self._acceptance = emulation.acceptance
+        self._drafting: list[str] = []
         self._device_free_s = 0.0
         self._sampled: _DueResult | None = None
 
@@ -92,17 +95,42 @@ class EmulatedExecutor(Executor):  # type: ignore[misc]
             self._admit(new)
         cached = scheduler_output.scheduled_cached_reqs
         computed.update(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
+        drafts = scheduler_output.scheduled_spec_decode_tokens
         sampled: list[list[int]] = []
         for key, tokens in scheduled.items():
-            end = computed[key] + tokens
-            if end < self._known[key]:
+            drafted = len(drafts.get(key, ()))
+            if computed[key] + tokens - drafted < self._known[key]:
                 sampled.append([])
                 continue
-            self._known[key] = end + 1
-            sampled.append([self._tokens.token(self._digests[key], end)])
+            known, digest = self._known[key], self._digests[key]
+            accepted = next((i for i in range(drafted) if not self._right(digest, known + i)), drafted)
+            self._known[key] = known + accepted + 1
+            sampled.append([self._tokens.token(digest, known + i) for i in range(accepted + 1)])
         keys = list(scheduled)
-        shape = BatchShape(scheduler_output.total_num_scheduled_tokens, sum(computed.values()), len(keys))
+        self._drafting = [key for key, ids in zip(keys, sampled, strict=True) if ids]
+        shape = BatchShape(
+            scheduler_output.total_num_scheduled_tokens,
+            sum(computed.values()),
+            len(keys),
+            max(map(len, drafts.values()), default=0),
+        )
         return shape, ModelRunnerOutput(keys, {key: index for index, key in enumerate(keys)}, sampled)
+
+    def take_draft_token_ids(self) -> DraftTokenIds | None:
+        """Drafts for what the last batch gave tokens to, as many of them right as the acceptance rate says."""
+        if not self._num_drafts:
+            return None
+        keys = [key for key in self._drafting if key in self._known]
+        return DraftTokenIds(keys, [[self._draft(key, i) for i in range(self._num_drafts)] for key in keys])
+
+    def _draft(self, key: str, index: int) -> int:
+        digest, position = self._digests[key], self._known[key] + index
+        right = self._right(digest, position)
+        return self._tokens.token(digest if right else f"{digest}?", position)
+
+    def _right(self, digest: str, position: int) -> bool:
+        """Whether the draft for a position is right: a fair coin of its own, the same at every attempt."""
+        return self._tokens.coin(digest, position) < self._acceptance
 
     def _admit(self, new: Any) -> None:
         """A request's first batch, or its first after a preemption."""

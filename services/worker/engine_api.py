@@ -79,6 +79,7 @@ class Submission:
     tracestate: str = ""
     pending: bool = False  # not decided: the hook decides it, as `verdict_mode` says, and reports
     verdict_mode: VerdictMode = VerdictMode.FIRM
+    weight: int = 1  # of its application, where not all pending requests fit
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +130,7 @@ class RequestProgress:
 
 @dataclass(frozen=True, slots=True)
 class RequestDecision:
-    """The hook's verdict on a pending request: promised from now on, or best effort.
+    """The hook's verdict on a pending request: promised from now on, or best effort; or a promise that is lost.
 
     Predictions are those of the plan that decided (infinite or NaN where it had none). `tier` is the name of the tier
     the constraint concerns. `retry_after_s`: how much later the same SLO would have been promised, 0 where unknown.
@@ -164,8 +165,9 @@ class EngineReport:
     token_budget: int  # of the last batch
     batches: tuple[tuple[BatchShape, float], ...] = field(default=())  # executed since the last report, with seconds
     perf_model: PerfModel | None = None  # when it changed
-    demoted_ids: tuple[str, ...] = ()
+    demoted: tuple[RequestDecision, ...] = ()  # their promises cannot be kept any more
     decided: tuple[RequestDecision, ...] = ()
+    released_ids: tuple[str, ...] = ()  # their first tokens need not be held
 
 
 class Engine(Protocol):
@@ -200,6 +202,10 @@ class Engine(Protocol):
 
     def promote(self, request_id: str, tier: str) -> None:
         """Make a best-effort request a promised one, from the next step on."""
+        ...
+
+    def reforecast(self, request_id: str, output_tokens: int) -> None:
+        """Expect a request's attempt to produce `output_tokens` in all, from the next step on."""
         ...
 
     def set_duration_cap(self, seconds: float | None) -> None:

@@ -21,6 +21,7 @@ _CPU_BATCH_TOKENS = 1024
 _CPU_MAX_NUM_SEQS = 64
 _CPU_KV_CACHE_GIB = 1.0
 _GIB = 1 << 30
+_NGRAM_MIN, _NGRAM_MAX = 2, 5  # tokens that must match for a draft
 
 
 def vllm_arguments(settings: EngineSettings, hook: HookConfig, on_cpu: bool) -> dict[str, Any]:
@@ -99,6 +100,13 @@ def _common(settings: EngineSettings, hook: HookConfig) -> dict[str, Any]:
         "otlp_traces_endpoint": settings.otlp_endpoint,
         "seed": 0,
     }
+    if settings.speculation_tokens:
+        arguments["speculative_config"] = {
+            "method": "ngram",
+            "num_speculative_tokens": settings.speculation_tokens,
+            "prompt_lookup_max": _NGRAM_MAX,
+            "prompt_lookup_min": _NGRAM_MIN,
+        }
     optional = {
         "max_model_len": settings.max_model_len,
         "max_num_seqs": settings.max_num_seqs,

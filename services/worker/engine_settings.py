@@ -8,6 +8,7 @@ from typing import Literal
 from services.core.admission import Policy
 from services.core.verdict import EARLY_PROMPT_TOKENS
 from services.core.view import PlanSettings
+from services.worker.hook_config import ATTAINMENT_FLOOR
 
 __all__ = ["EngineSettings"]
 
@@ -33,6 +34,9 @@ class EngineSettings:
     lapse_s: this long after the last promise, batches are no longer shortened for promises to come.
     policy: how to choose among pending requests that do not all fit.
     early_prompt_tokens: pending prompts up to this long are promised as soon as a plan holds them.
+    attainment_floor: pending requests of an application with less attainment than this count ten times as heavy.
+    speculation_tokens: draft tokens that the engine proposes per step, from n-grams of the request; 0: it does not.
+    emulated_acceptance: share of the emulated engine's draft tokens that are right.
     """
 
     engine: Literal["vllm", "emulated"]
@@ -57,6 +61,9 @@ class EngineSettings:
     lapse_s: float = 5.0
     policy: Policy = Policy.MH
     early_prompt_tokens: int = EARLY_PROMPT_TOKENS
+    attainment_floor: float = ATTAINMENT_FLOOR
+    speculation_tokens: int = 0
+    emulated_acceptance: float = 0.6
 
     @property
     def threads(self) -> int:

@@ -13,10 +13,11 @@ from services.common.clock import Clock
 from services.common.errors import SloServeError
 from services.common.request_record import RequestState
 from services.core.constraint import FITS
-from services.core.slo import BEST_EFFORT, Tier
+from services.core.slo import Tier
 from services.worker.claims import Claimed, Claims
 from services.worker.decision_verdict import decision_verdict
 from services.worker.engine_api import Engine, EngineEnd, EngineOutput, RequestDecision, Submission
+from services.worker.first_token_hold import FirstTokenHold
 from services.worker.outbox import Outbox
 from services.worker.output import OutputEnd
 from services.worker.stage_spans import StageSpans
@@ -43,6 +44,8 @@ class GenerationParts:
     engine_lost: asyncio.Event
     on_finished: Callable[[planner_pb2.FinishedLength, EngineEnd], None]
     on_scheduled: Callable[[str, float], None]  # tier, seconds since the entry was appended
+    reforecast: Callable[[str, int, int, int], int]  # application, prompt, most and produced tokens: the new forecast
+    hold_first_token: bool = False
 
 
 class _Leave(StrEnum):
@@ -64,7 +67,12 @@ class Generation:
         self._times = StageTimes(submission.stages, claimed.request.delivered_token_ids, submission.first_token_s)
         self._spans = StageSpans(claimed, parts.replica_id, parts.clock)
         self._new_ids: list[int] = []
+        self._produced = 0  # by the engine: as many as `_new_ids` and what is held
         self._promised = submission.promised
+        self._forecast_tokens = submission.forecast_tokens
+        self._hold: FirstTokenHold | None = None
+        if parts.hold_first_token and submission.first_token_s is None:
+            self._hold = FirstTokenHold(submission.ttft_deadline_s, parts.clock, self._take)
         self._undecided = claimed.request.pending and not submission.promised
         self._decision = asyncio.Event()
         self._scheduled = False
@@ -87,6 +95,8 @@ class Generation:
         if self._undecided and not self._submission.pending:
             self._decide_without_hook("it was handed to the shared queue before it was decided")
         end, error = await self._generate()
+        if self._hold is not None:
+            self._hold.cancel()
         if self._mute and end is not EngineEnd.ERROR:
             end = EngineEnd.ABORTED  # it may have ended by itself just then, with tokens nobody was sent
         if self._leave is _Leave.ABANDON or (end is EngineEnd.ERROR and await self._engine_is_lost()):
@@ -132,6 +142,8 @@ class Generation:
         if not self._undecided or decision.attempt != self.claimed.attempt:
             return
         self._promised = decision.admitted
+        if not decision.admitted:
+            self.released()
         request, now_us = self.claimed.request, self._parts.clock.now_us()
         verdict = decision_verdict(
             decision, request, replica_id=self._parts.replica_id, tiers=self._parts.tiers, now_us=now_us
@@ -145,17 +157,29 @@ class Generation:
             self._note(claims.demoted(self.claimed, started=started))
         self._settled()
 
-    def demoted(self) -> None:
-        """The scheduler moved it to best effort."""
-        self._promised = False
+    def demoted(self, decision: RequestDecision) -> None:
+        """The scheduler moved it to best effort: its promise cannot be kept any more, for the reason given.
+
+        It stays a promise in the records, and so an audited miss.
+        """
+        if decision.attempt != self.claimed.attempt:
+            return
         self._settled()
-        verdict = types_pb2.Verdict(
-            kind=types_pb2.VERDICT_KIND_BEST_EFFORT,
+        self.released()
+        verdict = decision_verdict(
+            decision,
+            self.claimed.request,
             replica_id=self._parts.replica_id,
-            tier=BEST_EFFORT,
-            decided_at_us=self._parts.clock.now_us(),
+            tiers=self._parts.tiers,
+            now_us=self._parts.clock.now_us(),
         )
         self._parts.outbox.verdict(self.claimed.request_id, self.claimed.attempt, verdict)
+        self._note(self._parts.claims.demoted(self.claimed, started=bool(self._new_ids)))
+
+    def released(self) -> None:
+        """The scheduler has no use for the time that its first token could still be held."""
+        if self._hold is not None:
+            self._hold.release()
 
     @property
     def _mute(self) -> bool:
@@ -168,13 +192,29 @@ class Generation:
             async for output in self._parts.engine.generate(self._submission):
                 if self._undecided and output.token_ids:
                     await self._until_decided()
-                self._take(output)
+                self._reforecast(output)
+                if self._hold is None or self._mute or not self._promised or not self._hold.keep(output):
+                    self._take(output)
                 if output.end is not None:
                     return output.end, output.error
         except Exception as error:  # whatever an engine raises, its client is answered
             _log.exception("request %s failed in the engine", self.claimed.request_id)
             return EngineEnd.ERROR, f"{type(error).__name__}: {error}"
         return EngineEnd.ABORTED, ""
+
+    def _reforecast(self, output: EngineOutput) -> None:
+        """Tell the scheduler a new length where this output outlives the forecast."""
+        self._produced += len(output.token_ids)
+        if self._produced < self._forecast_tokens or output.end is not None:
+            return
+        most, before = self._submission.sampling.max_tokens, self._submission.delivered_tokens
+        prompt_tokens = len(self.claimed.request.prompt_token_ids)
+        found = self._parts.reforecast(
+            self._submission.application, prompt_tokens, most + before, self._produced + before
+        )
+        self._forecast_tokens = found - before
+        if self._produced < most:
+            self._parts.engine.reforecast(self.claimed.request_id, self._forecast_tokens)
 
     async def _until_decided(self) -> None:
         """A verdict comes no later than the first token, although the two leave the engine on different ways."""

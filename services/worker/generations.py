@@ -88,9 +88,12 @@ class Generations:
         for decision in report.decided:
             if decision.request_id in self._running:
                 self._running[decision.request_id].decided(decision)
-        for request_id in report.demoted_ids:
+        for decision in report.demoted:
+            if decision.request_id in self._running:
+                self._running[decision.request_id].demoted(decision)
+        for request_id in report.released_ids:
             if request_id in self._running:
-                self._running[request_id].demoted()
+                self._running[request_id].released()
 
     async def verify(self) -> None:
         """Abandon every attempt that Redis no longer gives to this worker. Raises SloServeError while Redis is away."""

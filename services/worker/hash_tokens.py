@@ -29,6 +29,11 @@ class HashTokens:
         hashed = blake2b(f"{digest}:{position}".encode(), digest_size=8).digest()
         return self._ordinary[int.from_bytes(hashed, "little") % len(self._ordinary)]
 
+    def coin(self, digest: str, position: int) -> float:
+        """A number from 0 to 1 that belongs to a position, independent of its token."""
+        hashed = blake2b(f"{digest}:{position}:coin".encode(), digest_size=8).digest()
+        return int.from_bytes(hashed, "little") / 2**64
+
     def continuation(self, digest: str, prompt_tokens: int, count: int) -> list[int]:
         """The first `count` output tokens after a prompt of `prompt_tokens`."""
         return [self.token(digest, prompt_tokens + index) for index in range(count)]

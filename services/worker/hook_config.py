@@ -11,17 +11,30 @@ from services.core.verdict import EARLY_PROMPT_TOKENS
 from services.core.view import PlanSettings
 from services.worker.link import ModelTerms
 
-__all__ = ["CONFIG_KEY", "EmulationTerms", "HookConfig", "from_additional_config", "model_of", "model_terms"]
+__all__ = [
+    "ATTAINMENT_FLOOR",
+    "CONFIG_KEY",
+    "EmulationTerms",
+    "HookConfig",
+    "from_additional_config",
+    "model_of",
+    "model_terms",
+]
 
 CONFIG_KEY = "slos"
+ATTAINMENT_FLOOR = 0.85
 
 
 class EmulationTerms(msgspec.Struct, frozen=True):
-    """What the emulated executor imitates: a performance model, and a vocabulary to draw tokens from."""
+    """What the emulated executor imitates: a performance model, and a vocabulary to draw tokens from.
+
+    `acceptance` is the share of its draft tokens that are right, where it speculates.
+    """
 
     model: ModelTerms
     vocab_size: int
     special_ids: tuple[int, ...]
+    acceptance: float = 0.6
 
 
 class HookConfig(msgspec.Struct, frozen=True):
@@ -29,7 +42,8 @@ class HookConfig(msgspec.Struct, frozen=True):
 
     `lapse_s`: this long after the last promise, batches are no longer shortened for promises to come.
     `report_interval_s`: reports of mere progress are at least this far apart. `policy` chooses among pending requests,
-    `early_prompt_tokens` is how long a prompt may be to be promised before its prefill starts.
+    `early_prompt_tokens` is how long a prompt may be to be promised before its prefill starts, `attainment_floor` the
+    attainment below which an application's pending requests count ten times as heavy (0: never).
     """
 
     address: str
@@ -40,6 +54,7 @@ class HookConfig(msgspec.Struct, frozen=True):
     emulation: EmulationTerms | None = None
     policy: Policy = Policy.MH
     early_prompt_tokens: int = EARLY_PROMPT_TOKENS
+    attainment_floor: float = ATTAINMENT_FLOOR
 
     def plan_settings(self, max_batch_tokens: int) -> PlanSettings:
         """The core's settings; the engine's own limit on tokens per batch wins."""

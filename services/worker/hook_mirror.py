@@ -1,5 +1,6 @@
 """The worker's mirror of the engine: turns the hook's columnar reports into `EngineReport`s, and can say it all."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -41,10 +42,9 @@ class HookMirror:
                 forecast_tokens=left,
                 next_deadline_s=due_s,
             )
-        known = [(self._requests.get(entry.number), entry) for entry in message.decided]
-        decided = tuple(_decision(request, entry) for request, entry in known if request is not None)
+        decided, demoted = self._decisions(message.decided), self._decisions(message.demoted)
+        released = [self._requests[number].request_id for number in message.released if number in self._requests]
         removed = [self._requests.pop(number) for number in message.removed if number in self._requests]
-        demoted = [self._requests[number].request_id for number in message.demoted if number in self._requests]
         report = EngineReport(
             step=message.step,
             observed_at_s=message.observed_at_s,
@@ -61,8 +61,9 @@ class HookMirror:
             token_budget=message.token_budget,
             batches=tuple((BatchShape(*row[:4]), row[4]) for row in message.batches),
             perf_model=model_of(message.model) if message.model is not None else None,
-            demoted_ids=tuple(demoted),
+            demoted=demoted,
             decided=decided,
+            released_ids=tuple(released),
         )
         self._last = report
         return report
@@ -78,9 +79,14 @@ class HookMirror:
             removed_ids=(),
             batches=(),
             perf_model=None,
-            demoted_ids=(),
+            demoted=(),
             decided=(),
+            released_ids=(),
         )
+
+    def _decisions(self, entries: Iterable[DecidedEntry]) -> tuple[RequestDecision, ...]:
+        known = [(self._requests.get(entry.number), entry) for entry in entries]
+        return tuple(_decision(request, entry) for request, entry in known if request is not None)
 
 
 def _rows(message: ReportMessage) -> list[tuple[int, int, int, int, float]]:

@@ -34,7 +34,7 @@ class Reporter:
     def flush(self, now_s: float, step: int, pool: Pool, waiting: Iterable[TrackedRequest], token_budget: int) -> None:
         """Report if something is due."""
         hook = self._hook
-        if not (hook.changed or hook.gone) and now_s - self._sent_s < self._interval_s:
+        if not (hook.changed or hook.gone or hook.hold.released) and now_s - self._sent_s < self._interval_s:
             return
         self._seq += 1
         self._sent_s = now_s
@@ -63,11 +63,13 @@ class Reporter:
             hook.timer.take_observed(),
             1e6 * self._hook_s / max(1, self._hook_steps),
             model_terms(model) if model is not None else None,
-            (),
+            tuple(self._decided(decided) for decided in hook.demoted),
             tuple(self._decided(decided) for decided in hook.pending.take_decided()),
+            hook.hold.take_released(),
         )
         hook.changed.clear()
         hook.gone.clear()
+        hook.demoted.clear()
         self._hook_s, self._hook_steps = 0.0, 0
         self._link.report(message)
 

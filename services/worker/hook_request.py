@@ -9,6 +9,8 @@ from services.worker.request_terms import RequestTerms
 
 __all__ = ["TierNames", "TrackedRequest"]
 
+_GRAIN_S = 1e-6  # of times on the wire: a difference below it is no miss
+
 
 class TierNames:
     """Indices of tier names in the order they were first seen; best effort is always -1."""
@@ -36,11 +38,15 @@ class TrackedRequest:
     __slots__ = (
         "_prefill",
         "anchor_s",
+        "before",
         "computed_tokens",
         "decoding",
+        "forecast_tokens",
         "key",
         "max_tokens",
+        "missed",
         "number",
+        "offered",
         "outputs",
         "pending",
         "produced",
@@ -49,6 +55,7 @@ class TrackedRequest:
         "scheduled_at_s",
         "seen",
         "shared_blocks",
+        "stage_began",
         "started",
         "terms",
         "tier_names",
@@ -73,6 +80,9 @@ class TrackedRequest:
         self.max_tokens = max_tokens
         self.promised = terms.promised
         self.pending = terms.pending and not terms.promised and terms.first_token_s is None
+        self.offered = self.promised or self.pending  # its outcome counts, once
+        self.missed = False  # something of its SLO, already
+        self.forecast_tokens = terms.forecast_tokens
         self.tier_names = [stage.tier for stage in terms.stages]
         self.tracker = StageTracker([stage.slo() for stage in terms.stages])
         self.prompt_tokens = len(prompt_ids)
@@ -89,6 +99,9 @@ class TrackedRequest:
         self._prefill: Prefill | None = None
         if terms.delivered_tokens and terms.first_token_s is not None:
             self._replay(prompt_ids[-terms.delivered_tokens :], terms.first_token_s)
+            self.missed = terms.first_token_s > terms.ttft_deadline_s
+        self.before = self.tracker.output_tokens  # by earlier attempts
+        self.stage_began = self.before - self.tracker.stage_output_tokens  # outputs before the current stage
 
     def _replay(self, delivered: Sequence[int], first_token_s: float) -> None:
         """Take up an earlier attempt's progress, as if each of its later stages had run exactly at its TPOT."""
@@ -130,7 +143,7 @@ class TrackedRequest:
     @property
     def forecast_left(self) -> int:
         """Output tokens still expected: once the forecast is outlived, as many as there were, within `max_tokens`."""
-        left = self.terms.forecast_tokens - self.outputs
+        left = self.forecast_tokens - self.outputs
         return max(1, min(left if left > 0 else self.outputs, self.max_tokens - self.outputs))
 
     def promote(self, tier: str) -> None:
@@ -148,22 +161,38 @@ class TrackedRequest:
         """The first token of the first stage is out."""
         if self.anchor_s is None:
             self.anchor_s = at_s
+            self.missed = at_s > self.terms.ttft_deadline_s
 
-    def stage_ended(self) -> bool:
-        """Read the new output ids; True if they ended a stage."""
+    def stage_ended(self, at_s: float) -> bool:
+        """Read the output ids that are new at `at_s`; True if they ended a stage."""
         count = len(self.produced)
         if count == self.seen:
             return False
         ends = self.tracker.advance(self.produced[self.seen : count])
         self.seen = count
+        for end in ends:
+            self.missed = self.missed or not self._in_time(end.at_output_token, end.stage_index, at_s)
+            self.stage_began = end.at_output_token
         return bool(ends)
+
+    def met(self, at_s: float) -> bool:
+        """Whether everything of its SLO was met, its last token being out at `at_s`."""
+        if self.anchor_s is None or self.missed:
+            return False
+        return self._in_time(self.before + len(self.produced), self.tracker.stage_index, at_s)
+
+    def _in_time(self, output_token: int, stage_index: int, at_s: float) -> bool:
+        """Whether that output token, the last one of a stage, kept the stage's mean time per token."""
+        assert self.anchor_s is not None
+        due_s = self.anchor_s + (output_token - self.stage_began - 1) * self._tpot_of(stage_index)
+        return at_s <= due_s + _GRAIN_S
 
     def enter_stage(self, at_s: float) -> None:
         """A stage ended at `at_s`; the tokens in flight belong to the one that follows. Counts must be current."""
         self._enter_stage(at_s, self.tracker.stage_index)
         self.tokens = self.tracker.stage_output_tokens + self.outputs - self.seen
 
-    def prefill(self, tier: int) -> Prefill:
+    def prefill(self, tier: int, weight: int = 1) -> Prefill:
         """The request as the core's batch former sees it before its (next) first token; cached while unchanged."""
         last = self._prefill
         if (
@@ -172,6 +201,7 @@ class TrackedRequest:
             and last.prompt_tokens == self.total_tokens
             and last.started == self.started
             and last.tier == tier
+            and last.weight == weight
         ):
             return last
         self._prefill = Prefill(
@@ -185,6 +215,7 @@ class TrackedRequest:
             promised=self.promised,
             started=self.started,
             application=self.terms.application,
+            weight=weight,
             arrival_s=self.terms.arrival_s,
         )
         return self._prefill

@@ -16,10 +16,11 @@ def blocks_to_finish(request: TrackedRequest, pool: Pool) -> int:
     return total + (-request.computed_tokens // pool.block_size if request.started else -request.shared_blocks)
 
 
-def new_blocks(table: DecoderTable, pool: Pool, *, promised_only: bool = False) -> int:
-    """Blocks that decoding requests need for their next tokens."""
-    full = table.ints("context") % pool.block_size == 0
-    return int((full & (table.ints("tier") >= 0)).sum() if promised_only else full.sum())
+def new_blocks(table: DecoderTable, pool: Pool, verify: int = 1, *, promised_only: bool = False) -> int:
+    """Blocks that decoding requests need for their next `verify` tokens, at most."""
+    context = table.ints("context")
+    new = -(-(context + verify) // pool.block_size) + (-context // pool.block_size)
+    return int(new[table.ints("tier") >= 0].sum() if promised_only else new.sum())
 
 
 def crowded(
@@ -32,7 +33,11 @@ def crowded(
 
 
 def admissible(
-    table: DecoderTable, started: Collection[TrackedRequest], waiting: Sequence[TrackedRequest], pool: Pool
+    table: DecoderTable,
+    started: Collection[TrackedRequest],
+    waiting: Sequence[TrackedRequest],
+    pool: Pool,
+    verify: int = 1,
 ) -> list[TrackedRequest]:
     """The waiting requests whose whole prompts find KV blocks now: the engine starts no others.
 
@@ -41,7 +46,7 @@ def admissible(
     """
     if not waiting:
         return []
-    free = pool.free_blocks - new_blocks(table, pool)
+    free = pool.free_blocks - new_blocks(table, pool, verify)
     free -= sum(blocks_to_finish(request, pool) for request in started if request.on_tier)
     best_effort = sum(blocks_to_finish(request, pool) for request in started if not request.on_tier)
     fitting: list[TrackedRequest] = []

@@ -46,6 +46,7 @@ class Intake:
         replica_id: str,
         tiers: Sequence[str],
         may_claim: Callable[[], bool],
+        weight_of: Callable[[str], int],
     ) -> None:
         self._reader = reader
         self._claims = claims
@@ -57,6 +58,7 @@ class Intake:
         self._clock = clock
         self._tier_streams = tuple(queue_key(replica_id, tier) for tier in tiers)
         self._may_claim = may_claim
+        self._weight_of = weight_of  # of an application
         self._held: Delivery | None = None
         self._room_changed = asyncio.Event()
         self._draining = False
@@ -140,7 +142,8 @@ class Intake:
 
     async def _start(self, claimed: Claimed) -> None:
         try:
-            submission = submission_of(claimed.request, self._info, self._forecaster, self._clock)
+            weight = self._weight_of(claimed.request.application)
+            submission = submission_of(claimed.request, self._info, self._forecaster, self._clock, weight)
         except SloServeError as error:
             submission = OutputEnd(types_pb2.FINISH_REASON_ERROR, error.text)
         if isinstance(submission, Submission):

@@ -22,6 +22,7 @@ __all__ = [
     "LinkPath",
     "ModelTerms",
     "Promote",
+    "Reforecast",
     "ReportMessage",
     "RequestEntry",
     "SetCap",
@@ -45,6 +46,13 @@ class Promote(msgspec.Struct, frozen=True, tag="promote"):
     tier: str
 
 
+class Reforecast(msgspec.Struct, frozen=True, tag="reforecast"):
+    """Expect the request's attempt to produce `output_tokens` in all."""
+
+    request_id: str
+    output_tokens: int
+
+
 class SetCap(msgspec.Struct, frozen=True, tag="cap"):
     """Cap the duration of batches; None lifts the cap."""
 
@@ -57,7 +65,7 @@ class SetModel(msgspec.Struct, frozen=True, tag="model"):
     model: ModelTerms
 
 
-Directive = Promote | SetCap | SetModel
+Directive = Promote | Reforecast | SetCap | SetModel
 
 
 class RequestEntry(msgspec.Struct, frozen=True, array_like=True):
@@ -82,7 +90,7 @@ class RequestEntry(msgspec.Struct, frozen=True, array_like=True):
 
 
 class DecidedEntry(msgspec.Struct, frozen=True, array_like=True):
-    """The hook's verdict on the pending request `number`; see `engine_api.RequestDecision`."""
+    """The hook's word on request `number`; see `engine_api.RequestDecision`."""
 
     number: int
     admitted: bool
@@ -97,8 +105,8 @@ class ReportMessage(msgspec.Struct, frozen=True, array_like=True):
     """What the hook says after a step.
 
     `decoding` are the columns of all decoding requests, int64 and float64 in native order: number, computed tokens,
-    output tokens, tokens still expected, deadline of the next token. `removed` are numbers. `batches` are rows of
-    (tokens, context_tokens, requests, draft_steps, seconds).
+    output tokens, tokens still expected, deadline of the next token. `removed` and `released` are numbers. `batches`
+    are rows of (tokens, context_tokens, requests, draft_steps, seconds).
     """
 
     seq: int
@@ -121,8 +129,9 @@ class ReportMessage(msgspec.Struct, frozen=True, array_like=True):
     batches: tuple[tuple[int, int, int, int, float], ...]
     hook_us: float
     model: ModelTerms | None
-    demoted: tuple[int, ...]
+    demoted: tuple[DecidedEntry, ...] = ()
     decided: tuple[DecidedEntry, ...] = ()
+    released: tuple[int, ...] = ()
 
 
 class LinkPath:

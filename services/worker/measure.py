@@ -23,8 +23,8 @@ class Measure:
         if report.preemptions > self._preemptions:
             self._instruments.preemptions.add(report.preemptions - self._preemptions, self._replica)
         self._preemptions = report.preemptions
-        if report.demoted_ids:
-            self._instruments.demotions.add(len(report.demoted_ids), self._replica)
+        if report.demoted:
+            self._instruments.demotions.add(len(report.demoted), self._replica)
 
     def scheduled(self, tier: str, waited_s: float) -> None:
         """A prefill began `waited_s` after its entry was appended."""

@@ -63,6 +63,7 @@ class RequestTerms(msgspec.Struct, frozen=True, array_like=True):
     probe: ProbeTerms | None = None
     pending: bool = False
     verdict_mode: VerdictMode = VerdictMode.FIRM
+    weight: int = 1
 
 
 def terms_of(submission: Submission) -> RequestTerms:
@@ -85,6 +86,7 @@ def terms_of(submission: Submission) -> RequestTerms:
         stages,
         pending=submission.pending,
         verdict_mode=submission.verdict_mode,
+        weight=submission.weight,
     )
 
 

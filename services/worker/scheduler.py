@@ -9,7 +9,8 @@ hook forms the batch, and this file says it to vLLM without replacing a line of 
 - `running` is ordered promises first, so that a failed allocation preempts best effort (vLLM takes the last);
 - best effort is preempted before the step where promised work would find too few KV blocks or seats, because a step
   in which vLLM itself preempts admits nothing;
-- `max_num_scheduled_tokens` is the size of the batch.
+- `max_num_scheduled_tokens` is the size of the batch;
+- a decoder verifies as many of its draft tokens as its tier may: it is given a new, shorter list.
 
 Steps without a promise in sight are vLLM's own.
 """
@@ -23,15 +24,15 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.request_queue import FCFSRequestQueue
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.outputs import ModelRunnerOutput
-from vllm.v1.request import Request
+from vllm.v1.request import Request, RequestStatus
 
 from services.worker.engine_process import end_with_parent, leave_quickly
 from services.worker.hook import Hook
 from services.worker.hook_config import HookConfig, from_additional_config, model_of
 from services.worker.hook_report import Reporter
 from services.worker.hook_request import TrackedRequest
-from services.worker.hook_steering import Pool, Progress, Steering
-from services.worker.link import Directive, HookEnd, Promote, SetCap, SetModel
+from services.worker.hook_steering import Pool, Progress, Steering, Verified
+from services.worker.link import Directive, HookEnd, Promote, Reforecast, SetCap, SetModel
 from services.worker.request_terms import from_extra_args
 from services.worker.version_guard import check_vllm
 
@@ -69,12 +70,15 @@ class SloScheduler(Scheduler):  # type: ignore[misc]
             clock(),
             config.policy,
             config.early_prompt_tokens,
+            config.attainment_floor,
+            1 + self.num_spec_tokens,
         )
         self._tracked: dict[str, TrackedRequest] = {}
         self._by_request_id: dict[str, TrackedRequest] = {}
         self._numbers = 0
         self._limits: dict[str, int] = {}
         self._last_budget = 0
+        self._drafts_allowed: tuple[int, ...] | None = None  # tokens to verify by tier, of the latest steering
         self._stalled = False  # the last batch could not be executed: the next step is vLLM's own, rather than idle
         self._link = HookEnd(config.address)
         self._reporter = Reporter(self._link, self._hook, config.report_interval_s)
@@ -107,8 +111,11 @@ class SloScheduler(Scheduler):  # type: ignore[misc]
     def update_from_output(self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput) -> Any:
         """Book the end of the oldest step, let vLLM take its output, and report."""
         self._hook.completed(self._clock())
+        verified = self._verified(scheduler_output, model_runner_output) if self.num_spec_tokens else ()
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         begin_s = self._clock()
+        if verified:
+            self._hook.verified(verified)
         self._hook.waiting_count = len(self.waiting)
         self._hook.observed(begin_s)
         self._reporter.flush(begin_s, self.current_step, self._pool(), self._waiting(), self._last_budget)
@@ -140,7 +147,8 @@ class SloScheduler(Scheduler):  # type: ignore[misc]
         if tracked is not None:
             if self._by_request_id.get(tracked.terms.request_id) is tracked:
                 del self._by_request_id[tracked.terms.request_id]
-            self._hook.removed(tracked)
+            finished = request.status in (RequestStatus.FINISHED_STOPPED, RequestStatus.FINISHED_LENGTH_CAPPED)
+            self._hook.removed(tracked, self._clock() if finished else None)
         return super()._free_request(request, delay_free_blocks)
 
     def _preempt_request(self, request: Request, timestamp: float, drop_stale_output: bool = False) -> None:
@@ -156,6 +164,8 @@ class SloScheduler(Scheduler):  # type: ignore[misc]
         if self.num_prefill_lookahead:
             tokens = super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)
         limit = self._limits.get(request.request_id)
+        if limit and request.num_tokens - num_computed_tokens == 1:
+            return tokens  # its last prompt token, which vLLM has filled up to the size of a speculating decoder
         return tokens if limit is None or tokens <= limit else limit
 
     def shutdown(self) -> None:
@@ -172,6 +182,10 @@ class SloScheduler(Scheduler):  # type: ignore[misc]
                 tracked = self._by_request_id.get(request_id)
                 if tracked is not None:
                     self._hook.promote(tracked, tier, now_s)
+            case Reforecast(request_id, output_tokens):
+                tracked = self._by_request_id.get(request_id)
+                if tracked is not None:
+                    self._hook.reforecast(tracked, output_tokens)
             case SetCap(seconds):
                 self._hook.set_cap(seconds)
             case SetModel(model):
@@ -181,9 +195,11 @@ class SloScheduler(Scheduler):  # type: ignore[misc]
         hook = self._hook
         if self._stalled or not hook.planning(now_s):
             self._stalled = False
-            return Steering(budget=hook.probe_budget)
+            return Steering(budget=hook.probe_budget, verify=None if hook.probe_budget is None else ())
         waiting = hook.considered(list(self._waiting()))
         self._look_up_prefixes(waiting)
+        looked_up = waiting[:_PREFIX_LOOKUPS] if self.cache_config.enable_prefix_caching else waiting
+        hook.demote_lost(now_s, looked_up, self._pool())
         waiting = hook.reconsider(now_s, waiting, self._pool())
         self._make_room(now_s, waiting)
         waiting = [tracked for tracked in waiting if tracked.key in self._tracked and not tracked.started]
@@ -197,6 +213,8 @@ class SloScheduler(Scheduler):  # type: ignore[misc]
         if self._hook.reorder:
             self._hook.reorder = False
             self.running.sort(key=lambda request: self._rank(request.request_id))
+        if self.num_spec_tokens:
+            self._allow_drafts(steering)
         if steering.admit is None:
             return []
         admitted = set(steering.admit)
@@ -204,6 +222,48 @@ class SloScheduler(Scheduler):  # type: ignore[misc]
         self.waiting.clear()
         self.waiting.extend(self.requests[key] for key in steering.admit)
         return hidden
+
+    def _allow_drafts(self, steering: Steering) -> None:
+        """Let every decoder verify as many drafts as its tier may; their room in the budget is planned already.
+
+        vLLM shares lists of drafts between requests, so that a shorter one is always a new one.
+        """
+        verify = steering.verify
+        self._drafts_allowed = verify
+        if verify is None:
+            return
+        for request in self.running:
+            allowed = self._allowed(self._tracked[request.request_id])
+            if len(request.spec_token_ids) > allowed:
+                request.spec_token_ids = request.spec_token_ids[:allowed]
+        # A waiting request that lacks only one token is scheduled with the room of a speculating decoder or not at all.
+        short = sum(steering.limits[key] == 1 for key in steering.admit or ())
+        self.max_num_scheduled_tokens = min(
+            self._token_limit, self.max_num_scheduled_tokens + short * self.num_spec_tokens
+        )
+
+    def _allowed(self, tracked: TrackedRequest) -> int:
+        """Drafts a request may verify under the latest steering."""
+        if self._drafts_allowed is None:
+            return int(self.num_spec_tokens)
+        tier = self._hook.tier_of(tracked)
+        return self._drafts_allowed[tier] - 1 if 0 <= tier < len(self._drafts_allowed) else 0
+
+    def _verified(self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput) -> list[Verified]:
+        """What became of the drafts of a step; a decoder that was allowed some and had none counts as refused."""
+        drafted = scheduler_output.scheduled_spec_decode_tokens
+        found: list[Verified] = []
+        for key, row in model_runner_output.req_id_to_index.items():
+            tracked = self._tracked.get(key)
+            if tracked is None:
+                continue
+            allowed = self._allowed(tracked)
+            if key in drafted:
+                sampled = model_runner_output.sampled_token_ids[row]
+                found.append(Verified(tracked, max(allowed, len(drafted[key])), max(0, len(sampled) - 1)))
+            elif allowed and tracked.decoding and scheduler_output.num_scheduled_tokens[key] == 1:
+                found.append(Verified(tracked, 1, 0))
+        return found
 
     def _rank(self, key: str) -> tuple[int, float]:
         """Place in `running`: promised decoders, promised prefills by deadline, best effort by start."""
@@ -247,9 +307,11 @@ class SloScheduler(Scheduler):  # type: ignore[misc]
                 tracked = self._tracked[key]
                 if not tracked.decoding:
                     request = self.requests[key]
-                    moved.append(Progress(tracked, tokens, request.num_computed_tokens, request.num_tokens))
+                    known = request.num_tokens
+                    moved.append(Progress(tracked, tokens, min(request.num_computed_tokens, known), known))
         self._hook.waiting_count = len(self.waiting)
-        self._hook.scheduled(now_s, moved, scheduled)
+        drafts = output.scheduled_spec_decode_tokens.values()
+        self._hook.scheduled(now_s, moved, scheduled, max(map(len, drafts), default=0))
         self._reporter.flush(now_s, self.current_step, self._pool(), self._waiting(), self._last_budget)
 
     # Looking at vLLM

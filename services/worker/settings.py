@@ -9,8 +9,11 @@ from services.common.config import ServiceSettings
 from services.common.telemetry import traces_endpoint
 from services.core.admission import Policy
 from services.core.presets import PRESETS
+from services.core.speculation import MAX_VERIFY_TOKENS
 from services.core.verdict import EARLY_PROMPT_TOKENS
+from services.core.view import PlanSettings
 from services.worker.engine_settings import EngineSettings
+from services.worker.hook_config import ATTAINMENT_FLOOR
 
 __all__ = ["WorkerSettings"]
 
@@ -35,6 +38,12 @@ class WorkerSettings(ServiceSettings):
     profile_s: about how long a replica without a cached profile measures itself.
     policy: how to choose among pending requests that do not all fit.
     early_prompt_tokens: pending prompts up to this long are promised as soon as a plan holds them.
+    attainment_floor: pending requests of an application whose attainment here is below this count ten times as heavy;
+        0 switches it off.
+    speculation: `ngram` drafts tokens from what the request repeats; how many a tier verifies is decided step by step.
+    speculation_tokens: draft tokens proposed per step, at most.
+    emulated_acceptance: share of draft tokens that are right (`emulated` only).
+    hold_first_token: promised first tokens may leave as late as their deadline while prefills wait.
     lease_s: how long the replica stays known without a sign of life.
     retention_s: how long output nobody has collected is kept after its end, and how long a request runs on while no
         admission process subscribes to it.
@@ -61,6 +70,11 @@ class WorkerSettings(ServiceSettings):
     profile_s: Annotated[float, Field(ge=1, le=600)] = 8.0
     policy: Policy = Policy.MH
     early_prompt_tokens: Annotated[int, Field(ge=0)] = EARLY_PROMPT_TOKENS
+    attainment_floor: Annotated[float, Field(ge=0, lt=1)] = ATTAINMENT_FLOOR
+    speculation: Literal["off", "ngram"] = "off"
+    speculation_tokens: Annotated[int, Field(ge=1, le=MAX_VERIFY_TOKENS - 1)] = MAX_VERIFY_TOKENS - 1
+    emulated_acceptance: Annotated[float, Field(ge=0, le=1)] = 0.6
+    hold_first_token: bool = False
     lease_s: Annotated[float, Field(ge=0.5, le=60)] = 3.0
     retention_s: Annotated[float, Field(ge=1, le=3600)] = 60.0
 
@@ -112,4 +126,8 @@ class WorkerSettings(ServiceSettings):
             otlp_endpoint=traces_endpoint(),
             policy=self.policy,
             early_prompt_tokens=self.early_prompt_tokens,
+            attainment_floor=self.attainment_floor,
+            speculation_tokens=self.speculation_tokens if self.speculation != "off" else 0,
+            emulated_acceptance=self.emulated_acceptance,
+            plan=PlanSettings(hold_first_token=self.hold_first_token),
         )

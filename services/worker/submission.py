@@ -12,7 +12,7 @@ __all__ = ["submission_of"]
 
 
 def submission_of(
-    request: types_pb2.QueuedRequest, info: EngineInfo, forecaster: LengthForecaster, clock: Clock
+    request: types_pb2.QueuedRequest, info: EngineInfo, forecaster: LengthForecaster, clock: Clock, weight: int = 1
 ) -> Submission | OutputEnd:
     """One attempt of a request for the engine, or how it ended without one.
 
@@ -48,6 +48,7 @@ def submission_of(
         ttft_deadline_s=clock.to_monotonic_s(request.ttft_deadline_us),
         arrival_s=clock.to_monotonic_s(request.arrival_us),
         forecast_tokens=forecast.mean_tokens,
+        weight=weight,
         first_token_s=clock.to_monotonic_s(request.first_token_us) if request.HasField("first_token_us") else None,
         traceparent=request.traceparent,
         tracestate=request.tracestate,

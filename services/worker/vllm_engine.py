@@ -14,7 +14,7 @@ from services.worker.engine_environment import prepare_environment
 from services.worker.engine_settings import EngineSettings
 from services.worker.hook_config import EmulationTerms, HookConfig, model_terms
 from services.worker.hook_mirror import HookMirror
-from services.worker.link import Directive, LinkPath, Promote, SetCap, SetModel, WorkerEnd
+from services.worker.link import Directive, LinkPath, Promote, Reforecast, SetCap, SetModel, WorkerEnd
 from services.worker.profile import load_or_measure
 from services.worker.profile_store import ReplicaProfile, processor_name
 from services.worker.request_terms import ProbeTerms
@@ -141,9 +141,12 @@ class VllmEngine:
             self._settings.plan,
             model,
             self._settings.lapse_s,
-            emulation=EmulationTerms(model, vocabulary, special_ids_of(self._settings.model)),
+            emulation=EmulationTerms(
+                model, vocabulary, special_ids_of(self._settings.model), self._settings.emulated_acceptance
+            ),
             policy=self._settings.policy,
             early_prompt_tokens=self._settings.early_prompt_tokens,
+            attainment_floor=self._settings.attainment_floor,
         )
         await self._launch(emulated_arguments(self._settings, hook, chosen), bool(self._settings.async_scheduling))
         self._profile = ReplicaProfile(chosen.model, 1.0)
@@ -158,6 +161,7 @@ class VllmEngine:
             lapse_s=self._settings.lapse_s,
             policy=self._settings.policy,
             early_prompt_tokens=self._settings.early_prompt_tokens,
+            attainment_floor=self._settings.attainment_floor,
         )
         on_cpu = bool(current_platform.is_cpu())
         config = await self._launch(vllm_arguments(self._settings, hook, on_cpu), False)
@@ -276,6 +280,10 @@ class VllmEngine:
     def promote(self, request_id: str, tier: str) -> None:
         """Make a best-effort request a promised one, from the next step on."""
         self.direct(Promote(request_id, tier))
+
+    def reforecast(self, request_id: str, output_tokens: int) -> None:
+        """Expect a request's attempt to produce `output_tokens` in all, from the next step on."""
+        self.direct(Reforecast(request_id, output_tokens))
 
     def set_duration_cap(self, seconds: float | None) -> None:
         """Cap the duration of batches from the next step on; `None` lifts the cap."""

@@ -120,6 +120,7 @@ class Worker:
             replica_id=self._settings.replica_id,
             tiers=[tier.name for tier in self._catalogue.tier_list()],
             may_claim=lambda: self._lease.held,
+            weight_of=self._weight_of,
         )
         reporter = Reporter(self._planner, self._mirror, Directives(self._engine, generations).apply)
         self._background.spawn("engine", self._watch_engine())
@@ -190,6 +191,8 @@ class Worker:
             engine_lost=self._engine_lost,
             on_finished=on_finished,
             on_scheduled=self._measure.scheduled,
+            reforecast=lambda *known: self._forecaster.forecast(*known).mean_tokens,
+            hold_first_token=self._settings.hold_first_token,
         )
 
     async def _serve(self, generations: Generations, mirror: StateMirror) -> None:
@@ -206,6 +209,10 @@ class Worker:
         )
         worker_pb2_grpc.add_WorkerServicer_to_server(service, self._server.grpc)
         await self._server.start([worker_pb2.DESCRIPTOR.services_by_name["Worker"].full_name])
+
+    def _weight_of(self, name: str) -> int:
+        application = self._catalogue.applications.get(name)
+        return 1 if application is None else application.weight
 
     def _load(self) -> Mapping[str, int]:
         totals = {"idle_ms": self._activity.idle_ms, "declined": self._activity.declined}

@@ -24,6 +24,7 @@ from vllm.v1.structured_output import StructuredOutputManager
 
 from services.core.presets import preset
 from services.core.slo import BEST_EFFORT, StageKind, VerdictMode
+from services.core.view import PlanSettings
 from services.worker.emulated_executor import EmulatedExecutor
 from services.worker.engine_arguments import emulated_arguments
 from services.worker.engine_settings import EngineSettings
@@ -67,7 +68,16 @@ def _engine_config(arguments: tuple[tuple[str, Any], ...]) -> VllmConfig:
 class DrivenScheduler:
     """One replica on a virtual clock; `depth` batches in flight."""
 
-    def __init__(self, address: str, *, depth: int = 1, **settings: Any) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        depth: int = 1,
+        acceptance: float = 0.6,
+        hold_first_token: bool = False,
+        attainment_floor: float = 0.85,
+        **settings: Any,
+    ) -> None:
         self.now_s = 100.0
         self.depth = depth
         self.sent: dict[str, Sent] = {}
@@ -75,8 +85,13 @@ class DrivenScheduler:
         self.preset = preset(settings.get("preset", "qwen2.5-7b-a100"))
         config = _engine_config(tuple(sorted(settings.items())))
         terms = model_terms(self.preset.model)
-        plan = EngineSettings(engine="emulated", model="", data_dir=Path()).plan
-        hook = HookConfig(address, plan, terms, emulation=EmulationTerms(terms, VOCABULARY, (0, 1, 2)))
+        hook = HookConfig(
+            address,
+            PlanSettings(hold_first_token=hold_first_token),
+            terms,
+            emulation=EmulationTerms(terms, VOCABULARY, (0, 1, 2), acceptance),
+            attainment_floor=attainment_floor,
+        )
         config.additional_config = hook.additional_config()
         config.scheduler_config.async_scheduling = depth > 1
         config.cache_config.num_gpu_blocks = config.cache_config.num_gpu_blocks_override
@@ -113,6 +128,9 @@ class DrivenScheduler:
         pending: VerdictMode | None = None,
         stages: tuple[StageTerms, ...] | None = None,
         stop_token_ids: list[int] | None = None,
+        forecast: int | None = None,
+        application: str = "app",
+        weight: int = 1,
     ) -> Sent:
         """Put a request into the scheduler's queue now; one that is `pending` has no promise yet."""
         promised = promised and pending is None
@@ -123,17 +141,18 @@ class DrivenScheduler:
         terms = RequestTerms(
             request_id,
             1,
-            "app",
+            application,
             promised,
             self.now_s + ttft_s,
             self.now_s,
-            output_tokens,
+            forecast or output_tokens,
             f"digest-{request_id}",
             0,
             None,
             stages or (stage,),
             pending=pending is not None,
             verdict_mode=pending or VerdictMode.FIRM,
+            weight=weight,
         )
         params = SamplingParams(
             max_tokens=output_tokens,
@@ -197,6 +216,10 @@ class DrivenScheduler:
             found.update((names[entry.number], entry) for entry in report.decided)
         return found
 
+    def drafts_in_flight(self, request_id: str) -> int:
+        """Draft tokens of a request in batches that are not complete."""
+        return sum(len(out.scheduled_spec_decode_tokens.get(request_id, ())) for out, _, _ in self._in_flight)
+
     @property
     def free_blocks(self) -> int:
         """KV blocks the scheduler could allocate now."""
@@ -205,6 +228,12 @@ class DrivenScheduler:
     def _complete(self) -> None:
         output, result, due_s = self._in_flight.popleft()
         self.now_s = max(self.now_s, due_s)
+        self._take(output, result)
+        drafts = self.executor.take_draft_token_ids() if self.depth == 1 else None
+        if drafts is not None and output.total_num_scheduled_tokens:
+            self.scheduler.update_draft_token_ids(drafts)
+
+    def _take(self, output: SchedulerOutput, result: ModelRunnerOutput) -> None:
         for batch in self.scheduler.update_from_output(output, result).values():
             for item in batch.outputs:
                 sent = self.sent[item.request_id]

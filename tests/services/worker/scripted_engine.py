@@ -51,6 +51,7 @@ class ScriptedEngine:
         self.hold_back: set[str] = set()
         self.aborted: list[str] = []
         self.promoted: list[tuple[str, str]] = []
+        self.reforecasts: list[tuple[str, int]] = []
         self.duration_cap_s: float | None = None
         self.free_blocks = INFO.total_blocks
         self.stopped = False
@@ -99,6 +100,9 @@ class ScriptedEngine:
     def promote(self, request_id: str, tier: str) -> None:
         self.promoted.append((request_id, tier))
 
+    def reforecast(self, request_id: str, output_tokens: int) -> None:
+        self.reforecasts.append((request_id, output_tokens))
+
     def set_duration_cap(self, seconds: float | None) -> None:
         self.duration_cap_s = seconds
 
@@ -144,7 +148,8 @@ class ScriptedEngine:
         self,
         *,
         full: bool = False,
-        demoted: tuple[str, ...] = (),
+        demoted: tuple[RequestDecision, ...] = (),
+        released: tuple[str, ...] = (),
         decided: tuple[RequestDecision, ...] = (),
         token_budget: int = 64,
         batches: tuple[tuple[BatchShape, float], ...] = (),
@@ -165,7 +170,8 @@ class ScriptedEngine:
                 preemptions=0,
                 token_budget=token_budget,
                 batches=batches,
-                demoted_ids=demoted,
+                demoted=demoted,
+                released_ids=released,
                 decided=decided,
             )
         )

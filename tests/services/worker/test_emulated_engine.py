@@ -301,3 +301,23 @@ async def test_a_dead_engine_ends_every_iterator(engine: VllmEngine) -> None:
     assert {end.end for end in ends} == {EngineEnd.ERROR}
     assert engine.dead
     assert (await collect(engine, submission("too-late")))[-1].end is EngineEnd.ERROR
+
+
+@pytest.mark.parametrize("two_batches", [False, True])
+async def test_it_speculates_with_the_same_tokens_in_fewer_steps(tmp_path: Path, two_batches: bool) -> None:
+    settings = EngineSettings(
+        engine="emulated", model=MODEL, data_dir=tmp_path, async_scheduling=two_batches, speculation_tokens=6,
+        emulated_acceptance=0.8,
+    )  # fmt: skip
+    engine, reports = VllmEngine(settings), Reports()
+    await engine.start()
+    try:
+        with engine.watching(reports):
+            names = [f"s{index}" for index in range(4)]
+            found = await asyncio.gather(*(collect(engine, submission(name, output_tokens=80)) for name in names))
+            await reports.until(lambda report: any(shape.draft_steps for shape, _ in report.batches))
+    finally:
+        await engine.stop()
+    for name, outputs in zip(names, found, strict=True):
+        assert ids_of(outputs) == expected(name, 50, 80)
+        assert len(outputs) < 50

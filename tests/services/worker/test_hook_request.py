@@ -60,7 +60,7 @@ def test_a_stage_ends_with_its_token_and_the_next_counts_from_there() -> None:
     produced += [1, 2, 99]
     request.outputs = request.tokens = 3
     assert request.tier_name == "loose"
-    assert request.stage_ended()
+    assert request.stage_ended(10.0)
     request.enter_stage(9.9)
     assert (request.tier_name, request.tokens) == ("tight", 0)
     assert abs(request.due_s - (9.9 + 0.05)) < 1e-12
@@ -71,7 +71,7 @@ def test_a_token_in_flight_when_a_stage_ends_belongs_to_the_next() -> None:
     request = tracked(THINK, ANSWER, produced=produced)
     request.first_token(9.5)
     request.outputs = 4
-    assert request.stage_ended()
+    assert request.stage_ended(10.0)
     request.enter_stage(9.9)
     assert request.tokens == 1
     assert abs(request.due_s - (9.9 + 2 * 0.05)) < 1e-12
@@ -121,3 +121,38 @@ def test_the_table_counts_what_is_scheduled_and_hands_counts_back() -> None:
     assert (first.computed_tokens, first.outputs, first.tokens) == (4, 2, 2)
     assert table.keys == ["r-2"]
     assert table.columns()[0].context_tokens == 4
+
+
+def test_an_slo_is_met_by_every_stage_or_not_at_all() -> None:
+    produced: list[int] = []
+    request = tracked(THINK, ANSWER, produced=produced)
+    request.first_token(9.5)
+    produced += [1, 2, 99]
+    assert request.stage_ended(9.5 + 2 * 0.1)
+    request.enter_stage(9.7)
+    produced += [3, 4]
+    assert request.met(9.7 + 2 * 0.05)
+    assert not request.met(9.7 + 2 * 0.05 + 0.001)
+
+
+def test_a_stage_that_was_late_is_not_made_good_by_the_next() -> None:
+    produced: list[int] = []
+    request = tracked(THINK, ANSWER, produced=produced)
+    request.first_token(9.5)
+    produced += [1, 2, 99]
+    assert request.stage_ended(9.5 + 2 * 0.1 + 0.001)
+    request.enter_stage(9.7)
+    assert not request.met(9.7)
+
+
+def test_a_late_first_token_is_a_miss_also_of_an_earlier_attempt() -> None:
+    request = tracked()
+    request.first_token(10.5)
+    assert not request.met(10.5)
+    assert not tracked(THINK, ANSWER, delivered=(1, 2), first_token_s=10.5, produced=[3]).met(10.6)
+    assert tracked(THINK, ANSWER, delivered=(1, 2), first_token_s=9.5, produced=[3]).met(9.7)
+    assert not tracked(THINK, ANSWER, delivered=(1, 2), first_token_s=9.5, produced=[3]).met(9.8)
+
+
+def test_nothing_is_met_before_there_is_a_token() -> None:
+    assert not tracked().met(9.0)

@@ -1,14 +1,17 @@
 """What happens to requests in a worker: real Redis, real gRPC, a scripted engine."""
 
 import asyncio
+import math
 
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from protos import types_pb2, worker_pb2
 from services.common.keys import BEST_EFFORT_QUEUE
 from services.common.request_record import RequestState
+from services.core.constraint import Constraint, ConstraintKind
 from services.core.perf_model import BatchShape
 from services.core.slo import StageKind
+from services.worker.engine_api import RequestDecision
 from tests.services.worker.worker_world import World, eventually
 
 
@@ -165,11 +168,31 @@ async def test_best_effort_waits_in_its_queue_until_there_is_room(world: World, 
 async def test_a_demotion_is_told_to_the_admission_process(world: World, unique: str) -> None:
     await world.submit(world.request(unique))
     await world.engine.until_running(unique)
-    world.engine.report(demoted=(unique,))
+    short = Constraint(ConstraintKind.HOPELESS, 0.3, 0.1, "s")
+    lost = RequestDecision(unique, 1, False, math.nan, math.nan, short, "loose")
+    world.engine.report(demoted=(lost,))
     await eventually(lambda: world.listener.chunks.get(unique))
     (chunk,) = world.listener.chunks[unique]
+    assert chunk.verdict.constraint.kind == types_pb2.CONSTRAINT_KIND_HOPELESS
+    await world.until_recorded(unique, verdict="best_effort")
     assert chunk.verdict.kind == types_pb2.VERDICT_KIND_BEST_EFFORT
     assert chunk.verdict.replica_id == world.settings.replica_id
+
+
+async def test_a_request_that_outlives_its_forecast_is_forecast_anew(world: World, unique: str) -> None:
+    for _ in range(20):
+        world.worker._forecaster.observe("chatbot", 4, 5)
+    await world.submit(world.request(unique, max_tokens=200))
+    await world.engine.until_running(unique)
+    (submission,) = [one for one in world.engine.submissions if one.request_id == unique]
+    world.engine.step(submission.forecast_tokens - 1)
+    await world.listener.tokens(unique, submission.forecast_tokens - 1)
+    assert world.engine.reforecasts == []
+    world.engine.step()
+    await eventually(lambda: world.engine.reforecasts)
+    ((request_id, tokens),) = world.engine.reforecasts
+    assert request_id == unique
+    assert submission.forecast_tokens < tokens <= 200
 
 
 async def test_a_request_placed_elsewhere_is_left_without_a_word_at_its_first_token(world: World, unique: str) -> None:
