@@ -13,8 +13,8 @@ from services.core.slo import BEST_EFFORT, StageKind, StageSlo
 from services.worker.engine_api import EngineEnd, SamplingSpec, Submission
 from services.worker.engine_settings import EngineSettings
 from services.worker.vllm_engine import VllmEngine
+from tests.services.worker.plain_vllm import MODEL, plain_outputs_of
 
-MODEL = str(Path(__file__).parents[3] / "models" / "tiny")
 REQUESTS = 40
 KV_BLOCKS = 100  # of 32 tokens: a few requests fill them, so that preemption takes part
 
@@ -59,30 +59,7 @@ def workload() -> list[tuple[list[int], int]]:
 
 @pytest.fixture(scope="module")
 async def plain_outputs() -> list[list[int]]:
-    """What vLLM's own scheduler generates, greedily, one request after the other."""
-    from vllm import SamplingParams
-    from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.inputs.engine import tokens_input
-    from vllm.v1.engine.async_llm import AsyncLLM
-
-    arguments = AsyncEngineArgs(
-        model=MODEL, dtype="float32", max_model_len=2048, max_num_seqs=16, skip_tokenizer_init=True, enforce_eager=True,
-        kv_cache_memory_bytes=1 << 28, disable_log_stats=True,
-    )  # fmt: skip
-
-    async def run(llm: AsyncLLM, index: int, prompt: list[int], output_tokens: int) -> list[int]:
-        params = SamplingParams(temperature=0.0, max_tokens=output_tokens, ignore_eos=True, detokenize=False)
-        final = None
-        async for output in llm.generate(tokens_input(prompt), params, f"plain{index}"):
-            final = output
-        assert final is not None
-        return list(final.outputs[0].token_ids)
-
-    llm = AsyncLLM.from_engine_args(arguments)
-    outputs = [await run(llm, index, prompt, count) for index, (prompt, count) in enumerate(workload())]
-    await asyncio.to_thread(llm.shutdown)
-    del llm
-    return outputs
+    return await plain_outputs_of(workload())
 
 
 @pytest.fixture(scope="module")
