@@ -12,6 +12,7 @@ COMMANDS: Final = {
     "bound": "the hindsight bound of every scenario, a linear program",
     "demo": "start everything, send recorded traffic, show promised against delivered",
     "gpu": "profile a GPU, fit the model, serve the mixed scenario beside plain vLLM",
+    "hook": "what the hook adds to a step of vLLM's scheduler",
     "live": "the full stack in real time beside plain vLLM, from recorded traffic",
     "overhead": "what the services add to a bare engine",
     "plan": "how long decisions and batch formation take",

@@ -73,6 +73,13 @@ class Engines:
         chosen = AsyncSimulatedHook if shape.depth > 1 else SyncSimulatedHook
         return chosen(**construction, clock=clock)
 
+    def production(self, shape: EngineShape, address: str, clock: Callable[[], float]) -> Any:
+        """Our scheduler as an engine runs it, reporting to the link at `address`."""
+        construction = self._construction(shape, PlanSettings(), address)
+        from services.worker.scheduler import SloScheduler
+
+        return SloScheduler(**construction, clock=clock)
+
     def block_hasher(self, shape: EngineShape) -> Callable[[Any], list[Any]] | None:
         """What a request is hashed with for the prefix cache; None where that is off."""
         if not shape.prefix_caching:
@@ -85,9 +92,9 @@ class Engines:
         hasher: Callable[[Any], list[Any]] = get_request_block_hasher(shape.preset.block_size, hash_function)
         return hasher
 
-    def _construction(self, shape: EngineShape, plan: PlanSettings) -> dict[str, Any]:
+    def _construction(self, shape: EngineShape, plan: PlanSettings, address: str = _ADDRESS) -> dict[str, Any]:
         config = self._config(shape)
-        hook = HookConfig(_ADDRESS, plan, model_terms(shape.preset.model), lapse_s=_LAPSE_S)
+        hook = HookConfig(address, plan, model_terms(shape.preset.model), lapse_s=_LAPSE_S)
         config.additional_config = hook.additional_config()
         import torch
         from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
