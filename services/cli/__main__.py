@@ -2,6 +2,7 @@
 
 import typer
 
+from services.cli.dead import dead
 from services.cli.explain import explain
 from services.cli.perf import perf
 from services.cli.queues import queues
@@ -19,6 +20,7 @@ app = typer.Typer(
 )
 for command in (submit, quote, explain, queues, replicas, trace, perf):
     app.command()(command)
+app.add_typer(dead, name="dead")
 
 if __name__ == "__main__":
     app(prog_name="slosctl")

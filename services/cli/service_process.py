@@ -126,6 +126,11 @@ class ServiceProcess:
         self._signal_group(signal.SIGKILL)
         await self._process.wait()
 
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal to the whole process group of a running service."""
+        if self._process is not None:
+            self._signal_group(number)
+
     def log_tail(self, num_lines: int = _TAIL_LINES) -> str:
         """The last lines of the log."""
         try:

@@ -7,12 +7,14 @@ order at the end. Tests kill and restart single services through it.
 import asyncio
 import contextlib
 import os
+import signal
 import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
 import grpc
+import psutil
 
 from protos import router_pb2, router_pb2_grpc
 from services.cli.run_file import RunInfo, StackLock, remove_run_file, write_run_file
@@ -88,6 +90,21 @@ class LocalStack:
             self._embedded().kill()
         else:
             await self._processes[name].kill()
+
+    def kill_engine(self, name: str) -> None:
+        """SIGKILL the engine process of one worker, not the worker."""
+        worker = psutil.Process(self._processes[name].pid)
+        for child in worker.children():
+            if "resource_tracker" not in " ".join(child.cmdline()):
+                child.kill()
+
+    def pause(self, name: str) -> None:
+        """SIGSTOP one service with all its children; `go_on` ends it."""
+        self._processes[name].send_signal(signal.SIGSTOP)
+
+    def go_on(self, name: str) -> None:
+        """SIGCONT a paused service."""
+        self._processes[name].send_signal(signal.SIGCONT)
 
     async def terminate(self, name: str) -> int | None:
         """SIGTERM one service, so that it drains; its exit status. It is killed after the drain grace."""

@@ -24,7 +24,7 @@ from services.client import (
     VerdictChanged,
 )
 
-__all__ = ["submit"]
+__all__ = ["show_reply", "submit"]
 
 EXIT_SLO_MISSED = 4
 
@@ -80,7 +80,7 @@ async def submit(
     target = find_target(data_dir, admission=admission)
     async with SlosClient(target.admission, key=key or None) as client:
         text = sys.stdin.read() if prompt == "-" else prompt
-        finished = await _show(client.generate(text, timeout_s=timeout_s, **options))
+        finished = await show_reply(client.generate(text, timeout_s=timeout_s, **options))
     if finished.reason not in ("STOP", "LENGTH"):
         raise CommandError(f"the request did not run to its end: {finished.reason}")
     if strict and not finished.met:
@@ -92,7 +92,7 @@ def _printable(text: str) -> str:
     return "".join(char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
-async def _show(events: AsyncIterator[Event]) -> Finished:
+async def show_reply(events: AsyncIterator[Event]) -> Finished:
     """Print the answer as it comes; its last event."""
     notes = Console(stderr=True, highlight=False)
     async for event in events:

@@ -45,8 +45,7 @@ class WorkerSettings(ServiceSettings):
     emulated_acceptance: share of draft tokens that are right (`emulated` only).
     hold_first_token: promised first tokens may leave as late as their deadline while prefills wait.
     lease_s: how long the replica stays known without a sign of life.
-    retention_s: how long output nobody has collected is kept after its end, and how long a request runs on while no
-        admission process subscribes to it.
+    retention_s: how long output nobody has collected is kept after its end.
     """
 
     port: Annotated[int, Field(ge=0, le=65535)] = 50061

@@ -201,6 +201,7 @@ async def running_world(
     unique: str,
     tmp_path: Path,
     engine_of: Callable[[WorkerSettings], Engine] = lambda _: ScriptedEngine(),
+    clock: Clock | None = None,
     **changes: Any,
 ) -> AsyncIterator[World]:
     planner, planner_server = ListeningPlanner(), RpcServer("127.0.0.1:0")
@@ -217,7 +218,7 @@ async def running_world(
             **changes,
         }
     )
-    clock, engine, stop = Clock(), engine_of(settings), asyncio.Event()
+    clock, engine, stop = clock or Clock(), engine_of(settings), asyncio.Event()
     worker = Worker(settings, CATALOGUE, redis, engine, clock)
     ready = asyncio.Event()
     serving = asyncio.create_task(worker.run(stop, lambda _: ready.set()))
