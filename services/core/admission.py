@@ -19,7 +19,7 @@ from services.core.compiled import seconds
 from services.core.constraint import Constraint
 from services.core.dp_solver import solve_exactly
 from services.core.drafts import with_draft_lengths
-from services.core.explain import constraint_of
+from services.core.explain import constraint_of, found_causes
 from services.core.problem import Problem, problem_of, with_spend
 from services.core.simulate import IN_TIME
 from services.core.speculation import MAX_VERIFY_TOKENS
@@ -175,8 +175,9 @@ class _Answers:
     """Turns a solution into decisions."""
 
     def __init__(self, plan: Plan) -> None:
-        self.view, self.problem, self.items, self.solution = plan.view, plan.problem, plan.items, plan.solution
+        self.start_s, self.items = plan.view.start_s, plan.items
         problem, solution = plan.problem, plan.solution
+        self.causes = found_causes(solution.causes)
         self.standing = solution.standing.tolist()
         self.finish_s = solution.finish_s.tolist()
         kept = int(np.count_nonzero(solution.standing))
@@ -184,15 +185,16 @@ class _Answers:
         context = float(problem.base.context[0])
         verify = int(problem.tiers.verify.max(initial=1))
         decode_s = seconds(problem.coef, requests * verify, context, requests, verify - 1)
-        self.batch_s = max(decode_s, solution.batch_s)
+        batch_s = max(decode_s, solution.batch_s)
+        self.tpots_s = (batch_s / problem.tiers.gain).tolist()
 
     def decision(self, row: int) -> Decision:
         """The decision on item `row`."""
         item, finish_s = self.items[row], self.finish_s[row]
         admitted = self.standing[row] == IN_TIME
-        tpot_s = self.batch_s / self.problem.tiers.gain[item.tier]
+        tpot_s = self.tpots_s[item.tier]
         if admitted:
             tpot_s = min(tpot_s, item.tpot_s)
         ttft_s = finish_s - item.arrival_s if math.isfinite(finish_s) else finish_s
-        constraint = constraint_of(self.view, self.problem, self.items, self.solution.causes, row)
-        return Decision(item.id, admitted, finish_s, ttft_s, float(tpot_s), constraint)
+        constraint = constraint_of(self.start_s, self.items, self.causes[row], row)
+        return Decision(item.id, admitted, finish_s, ttft_s, tpot_s, constraint)

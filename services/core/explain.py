@@ -4,23 +4,28 @@ from collections.abc import Sequence
 
 from services.core.constraint import FITS, Constraint, ConstraintKind
 from services.core.feasibility import MISS_BLOCKS, MISS_SEATS
-from services.core.problem import Problem
 from services.core.selection import HOPELESS, Causes
 from services.core.simulate import FEASIBLE, MISS_DEADLINE, MISS_TPOT
-from services.core.view import Prefill, ReplicaView
+from services.core.view import Prefill
 
-__all__ = ["constraint_of"]
+__all__ = ["Cause", "constraint_of", "found_causes"]
 
 
-def constraint_of(
-    view: ReplicaView, problem: Problem, items: Sequence[Prefill], causes: Causes, row: int
-) -> Constraint:
-    """Why item `row` was left out; FITS if it was not."""
-    code = int(causes.code[row])
+Cause = tuple[int, int, float, float]
+"""One row of `Causes` in Python's numbers: code, whose deadline or tier, needed, available."""
+
+
+def found_causes(causes: Causes) -> list[Cause]:
+    """The rows of `causes`, read once: one number of an array at a time takes longer than the whole decision."""
+    columns = (causes.code.tolist(), causes.row.tolist(), causes.needed.tolist(), causes.available.tolist())
+    return list(zip(*columns, strict=True))
+
+
+def constraint_of(start_s: float, items: Sequence[Prefill], cause: Cause, row: int) -> Constraint:
+    """Why item `row` was left out of a plan that starts at `start_s`; FITS if it was not."""
+    code, whose, needed, available = cause
     if code == FEASIBLE:
         return FITS
-    needed, available, whose = float(causes.needed[row]), float(causes.available[row]), int(causes.row[row])
-    start_s = view.start_s
     if code == MISS_DEADLINE:
         late = items[whose]
         return Constraint(
@@ -35,4 +40,4 @@ def constraint_of(
     if code == HOPELESS:
         item = items[row]
         return Constraint(ConstraintKind.HOPELESS, needed, available, "s", start_s, item.deadline_s, item.tier, item.id)
-    raise AssertionError(f"unknown code {code} from the kernels, {problem.limits}")
+    raise AssertionError(f"unknown code {code} from the kernels")

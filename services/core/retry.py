@@ -68,8 +68,11 @@ def _decoders_s(problem: Problem, solution: Solution, item: Prefill, kept: np.nd
 
 
 def _alone_s(problem: Problem, item: Prefill, decoders: int) -> float:
+    """A batch of the item's prefill and the `decoders` that run longest, each with the longest draft of any tier."""
     context = float(problem.base.context[len(problem.base.steps) - decoders]) + item.computed_tokens
-    return float(seconds(problem.coef, decoders + item.remaining_tokens, context, decoders + 1, 0))
+    verify = int(problem.tiers.verify.max()) if decoders else 1
+    tokens = decoders * verify + item.remaining_tokens
+    return float(seconds(problem.coef, tokens, context, decoders + 1, verify - 1))
 
 
 def _longest_s(problem: Problem, solution: Solution, kept: np.ndarray) -> float:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from protos import planner_pb2
 from services.common.clock import Clock
@@ -23,7 +23,8 @@ _MAX_TOKENS = 1 << 24
 class Candidate:
     """A checked candidate. `prefill` is what the core decides on, `slo` the first stage, `attempt` its fence.
 
-    `mode`: when its verdict is wanted.
+    `mode`: when its verdict is wanted. `slip_s`: what was taken off the deadline it is planned with, for its way to the
+    engine.
     """
 
     attempt: int
@@ -31,11 +32,22 @@ class Candidate:
     slo: StageSlo
     max_tokens: int
     mode: VerdictMode = VerdictMode.FIRM
+    slip_s: float = 0.0
 
     @property
     def key(self) -> tuple[str, int]:
         """What the planner is idempotent by."""
         return (self.prefill.id, self.attempt)
+
+    @property
+    def due_s(self) -> float:
+        """When its first token is due, monotonic seconds."""
+        return self.prefill.deadline_s + self.slip_s
+
+    def less_slip(self, slip_s: float) -> "Candidate":
+        """The candidate as it is planned where its way to the engine takes `slip_s`."""
+        sooner = replace(self.prefill, deadline_s=self.prefill.deadline_s - slip_s)
+        return replace(self, prefill=sooner, slip_s=self.slip_s + slip_s)
 
 
 def parse_candidate(

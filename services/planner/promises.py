@@ -96,10 +96,9 @@ class Promises:
         asked = self._less_slip(candidate)
         view = self.ledger.view(asked_ids=frozenset({candidate.prefill.id}))
         found = quote(view, asked.prefill, self.planning.tiers, self.planning.policy, self.settings)
-        slip_s = self.ledger.slip.seconds(self.clock.now_s())
         kind = VerdictKind.ADMITTED if found.fits else VerdictKind.DECLINED
         verdict = self._verdict(asked, found.decision, kind)
-        return replace(found, tightest_ttft_s=found.tightest_ttft_s + slip_s), verdict
+        return replace(found, tightest_ttft_s=found.tightest_ttft_s + asked.slip_s), verdict
 
     @property
     def caps_s(self) -> tuple[float, ...]:
@@ -124,10 +123,7 @@ class Promises:
     def _less_slip(self, candidate: Candidate) -> Candidate:
         """The candidate with the time it will take to reach the engine taken off its first-token deadline."""
         slip_s = self.ledger.slip.seconds(self.clock.now_s())
-        if slip_s == 0:
-            return candidate
-        prefill = candidate.prefill
-        return replace(candidate, prefill=replace(prefill, deadline_s=prefill.deadline_s - slip_s))
+        return candidate.less_slip(slip_s) if slip_s > 0 else candidate
 
     def _decide_fresh(self, fresh: Sequence[Candidate]) -> Answers:
         if not fresh:
@@ -189,8 +185,7 @@ class Promises:
         return None
 
     def _verdict(self, candidate: Candidate, decision: Decision, kind: VerdictKind) -> types_pb2.Verdict:
-        slip_s = self.ledger.slip.seconds(self.clock.now_s())
-        expected = replace(decision, predicted_ttft_s=decision.predicted_ttft_s + slip_s)
+        expected = replace(decision, predicted_ttft_s=decision.predicted_ttft_s + candidate.slip_s)
         return verdict_of(
             candidate, expected, kind, replica_id=self.ledger.replica_id, tiers=self.planning.tiers, clock=self.clock
         )
@@ -204,5 +199,5 @@ class Promises:
         )
 
     def _remember(self, candidate: Candidate, verdict: types_pb2.Verdict) -> None:
-        said = Said(candidate.attempt, verdict, candidate.prefill.deadline_s, self.ledger.engine_free_s)
+        said = Said(candidate.attempt, verdict, candidate.due_s, self.ledger.engine_free_s)
         self.ledger.history.remember(candidate.prefill.id, said)

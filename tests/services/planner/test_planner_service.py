@@ -54,7 +54,7 @@ async def test_many_calls_at_once_are_all_answered_once(planner) -> None:
 
 async def test_what_can_never_be_in_time_is_hopeless_with_numbers(planner) -> None:
     now_us = planner.clock.now_us()
-    late = a_candidate(now_us, "r1", ttft_ms=50, prompt_tokens=4000)
+    late = a_candidate(now_us, "r1", ttft_ms=290, prompt_tokens=4000)  # 300 ms of prefill
     async with planner.worker(a_state(now_us)):
         [answer] = await planner.admit(late)
         explained = await planner.stub.Explain(planner_pb2.PlanExplainRequest(replica_id="gpu-0", request_id="r1"))
@@ -104,6 +104,7 @@ async def test_a_promise_seen_in_the_state_ends_its_reservation_but_not_its_plac
         ({"max_tokens": 1 << 31}, "candidates[0].max_tokens"),
         ({"arrival_us": 1 << 60, "ttft_deadline_us": (1 << 60) + 1}, "candidates[0].arrival_us"),
         ({"stages": []}, "candidates[0].stages"),
+        ({"stages": [types_pb2.Stage(tpot_ms=100, tier="loose")]}, "max_tokens must be at least 1"),
         ({"stages": [types_pb2.Stage(tpot_ms=-1, max_tokens=8, tier="loose")]}, "tpot_s"),
         ({"stages": [types_pb2.Stage(ttft_ms=float("nan"), tpot_ms=100, tier="loose")]}, "ttft_s"),
         ({"stages": [types_pb2.Stage(tpot_ms=100, max_tokens=8, tier="best-effort")]}, "candidates[0].stages[0].tier"),
@@ -197,6 +198,24 @@ async def test_the_way_to_the_engine_is_measured_and_taken_off_the_deadlines_to_
     assert ledger.slip.seconds(planner.clock.now_s()) == pytest.approx(0.3, abs=0.1)
     assert first.verdict.predicted_ttft_ms + 200 < second.verdict.predicted_ttft_ms < 1000
     assert hasty.verdict.kind == BEST_EFFORT
+
+
+async def test_what_reached_the_engine_in_time_is_the_engines_to_keep_whatever_slip_was_planned(planner) -> None:
+    now_us = planner.clock.now_us()
+    async with planner.worker(a_state(now_us)) as stream:
+        await planner.admit(a_candidate(now_us, "r1", ttft_ms=5_000))
+        arrived = a_request(now_us, "r1", output_tokens=0, computed_tokens=0)
+        await stream.send(a_state(now_us + 3_000_000, 2, full=False, requests=[arrived]))  # a slip of three seconds
+        await planner.until(lambda: planner.fleet.get("gpu-0").ledger.running == 1)
+        asked_us = planner.clock.now_us()
+        [answer] = await planner.admit(a_candidate(asked_us, "r2", ttft_ms=10_000))
+        seen = a_request(asked_us, "r2", output_tokens=0, computed_tokens=0)
+        await stream.send(a_state(asked_us + 8_500_000, 3, full=False, requests=[seen]))  # 1.5 s before it was due
+        end = planner_pb2.FinishedLength(request_id="r2", application="chatbot", promised=True, missed="ttft")
+        await stream.send(a_state(asked_us + 12_000_000, 4, full=False, finished=[end]))
+        await planner.until(lambda: bool(planner.outcomes))
+    assert answer.verdict.kind == ADMITTED
+    assert [(outcome.missed, outcome.cause) for outcome in planner.outcomes] == [("ttft", "engine")]
 
 
 async def test_a_quote_promises_nothing_and_names_what_would_fit(planner) -> None:
