@@ -45,6 +45,9 @@ class Front(Protocol):
     def before_batch(self, replica: Replica, now_s: float) -> None:
         """The replica is about to start a batch."""
 
+    def after_batch(self, replica: Replica, now_s: float) -> None:
+        """The replica has formed a batch, or taken the output of one."""
+
     def may_have_work(self, replica: Replica) -> bool:
         """Whether `before_batch` may give the replica something to do."""
 
@@ -117,6 +120,7 @@ class Simulation:
             while replica.has_room and (replica.has_work or self._front.may_have_work(replica)):
                 self._front.before_batch(replica, now_s)
                 done_s = replica.step(now_s) if replica.has_work else None
+                self._front.after_batch(replica, now_s)
                 if done_s is None:
                     break
                 heapq.heappush(self._events, (done_s, next(self._order), replica))
@@ -131,7 +135,9 @@ class Simulation:
             self._missed.add(call.job.number)
 
     def _complete(self, replica: Replica, now_s: float) -> None:
-        for call, tokens, finished in replica.complete(now_s):
+        produced = replica.complete(now_s)
+        self._front.after_batch(replica, now_s)
+        for call, tokens, finished in produced:
             call.token_s.extend([now_s] * tokens)
             if finished:
                 call.finished = True

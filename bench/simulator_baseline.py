@@ -26,6 +26,9 @@ class BaselineFront:
     def before_batch(self, replica: Replica, now_s: float) -> None:
         """vLLM decides alone."""
 
+    def after_batch(self, replica: Replica, now_s: float) -> None:
+        """Nothing was promised."""
+
     def may_have_work(self, replica: Replica) -> bool:
         """Nothing is kept back."""
         return False

@@ -1,26 +1,21 @@
-"""Our front: who is promised, and what waits as best effort, decided by the core as the services decide it.
+"""Our front: which replica a call goes to, with a promise, undecided, or as best effort, as the services do it.
 
-Theory of operation. On arrival the core is asked about the call on top of everything its replica has, and
-`services.core.verdict` says what the answer amounts to. A call that is promised goes to the replica at once; the others
-wait here, in the order of `services.core.best_effort`, until the worker's pull rule takes them as best effort. What
-waits is asked about again:
-
-- `AT_BATCHES`: before every batch, all of it together, inside the engine or not, and promised once its prefill would
-  start (or earlier where it is cheap): the policy as designed;
-- `AT_INTERVALS`: every 50 ms, only what the engine has as best effort: the planner service without late verdicts.
+Theory of operation. On arrival the core is asked about the call on top of everything its replica has, as the planner
+does, and `services.core.verdict` says what the answer amounts to. The first promise wins; otherwise the call waits,
+pending, in the engine whose plan holds it for now, or else where its first token is expected soonest, and the hook
+decides it before some batch. What is declined on arrival waits here, in the order of `services.core.best_effort`, until
+the worker's pull rule takes it. With firm verdicts, best effort in the engine is asked about again every 50 ms.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from enum import Enum, auto
 
 from bench.metrics import met
 from bench.simulator_call import LiveCall
 from bench.simulator_hook import SimulatedHook
 from bench.simulator_replica import Replica
-from services.core.admission import Decisions, Policy, decide
-from services.core.batch import form_batch
+from services.core.admission import Decision, Decisions, Policy, decide
 from services.core.best_effort import BestEffortEntry, may_pull, order_entries
 from services.core.floors import AttainmentFloors
 from services.core.slo import Tier, VerdictMode, tier_for
@@ -28,31 +23,29 @@ from services.core.verdict import VerdictKind, verdict_for
 from services.core.view import PlanSettings, Prefill, ReplicaView
 from services.worker.link import Promote
 
-__all__ = ["Asked", "FrontSettings", "PlannedFront"]
+__all__ = ["FrontSettings", "PlannedFront"]
 
 _PROMOTE_EVERY_S = 0.05
 _MOST_ASKED = 32
 _PULL_BATCH_S = 0.100
 
 
-class Asked(Enum):
-    """When waiting requests are decided again."""
-
-    AT_BATCHES = auto()
-    AT_INTERVALS = auto()
-
-
 @dataclass(frozen=True, slots=True)
 class FrontSettings:
-    """How calls are admitted. `floor`: attainment under which an application counts ten times; 0 for none."""
+    """How calls are admitted. `best_effort`: what is declined on arrival runs in what is left over, or never."""
 
     policy: Policy
     plan: PlanSettings
     tiers: tuple[Tier, ...]
-    asked: Asked = Asked.AT_BATCHES
     verdict: VerdictMode = VerdictMode.EARLY
     floor: float = 0.85
     best_effort: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Offer:
+    replica: Replica
+    decision: Decision
 
 
 class PlannedFront:
@@ -77,29 +70,42 @@ class PlannedFront:
                 _hook(replica).tier_index(tier.name)
 
     def arrived(self, call: LiveCall, now_s: float) -> None:
-        """Promise it if the first replica that can takes it; else it waits."""
+        """The first replica that promises it takes it; else it is pending where it may fit, or best effort."""
+        pending: list[_Offer] = []
         for replica in sorted(self.replicas, key=lambda r: len(r.calls)):
             prefill = self._prefill(call, replica)
             decision = self._decide(_hook(replica).view(now_s), [prefill]).by_id[call.key]
-            mode = VerdictMode.FIRM if self._settings.asked is Asked.AT_INTERVALS else self._settings.verdict
-            if verdict_for(mode, prefill, decision) is VerdictKind.ADMITTED:
-                self._add(replica, call, promised=True, now_s=now_s)
-                return
-        self._waiting[call.key] = call
+            match verdict_for(self._settings.verdict, prefill, decision):
+                case VerdictKind.ADMITTED:
+                    self._add(replica, call, promised=True, now_s=now_s)
+                    return
+                case VerdictKind.PENDING:
+                    pending.append(_Offer(replica, decision))
+        if pending:
+            best = min(pending, key=lambda o: (not o.decision.admitted, o.decision.predicted_first_token_s))
+            self._add(best.replica, call, pending=True, now_s=now_s)
+        else:
+            self._waiting[call.key] = call
 
     def before_batch(self, replica: Replica, now_s: float) -> None:
         """Ask again about what waits, then pull best effort where there is room."""
         hook = _hook(replica)
-        if self._settings.asked is Asked.AT_BATCHES:
-            self._promise_starting(replica, hook, now_s)
-        elif now_s - self._promoted_s >= _PROMOTE_EVERY_S:
-            self._promote_in_engine(replica, hook, now_s)
+        if self._settings.verdict is VerdictMode.FIRM and now_s - self._promoted_s >= _PROMOTE_EVERY_S:
+            self._promote(replica, hook, now_s)
         if self._waiting and self._settings.best_effort:
             self._pull(replica, hook, now_s)
 
+    def after_batch(self, replica: Replica, now_s: float) -> None:
+        """Take note of what the hook has decided."""
+        for key, admitted in _hook(replica).take_decided():
+            if admitted and key in replica.calls:
+                replica.calls[key].promised_s = now_s
+            elif not admitted and not self._settings.best_effort:
+                replica.drop(key)
+
     def may_have_work(self, replica: Replica) -> bool:
-        """Whether something waits here."""
-        return bool(self._waiting)
+        """Whether `before_batch` may give the replica something to do."""
+        return bool(self._waiting) and self._settings.best_effort
 
     def finished(self, call: LiveCall, now_s: float) -> None:
         """Learn from it."""
@@ -128,53 +134,24 @@ class PlannedFront:
     def _decide(self, view: ReplicaView, prefills: Sequence[Prefill]) -> Decisions:
         return decide(view, prefills, self._settings.policy, self._settings.plan)
 
-    def _candidates(self, replica: Replica, now_s: float) -> Iterator[Prefill]:
-        """Everything that could still be promised, most urgent first: in the engine as best effort, or waiting here."""
-        found = [self._prefill(call, replica) for call in self._waiting.values() if call.deadline_s > now_s]
-        for prefill, tier in _hook(replica).unpromised():
+    def _promotable(self, hook: SimulatedHook, now_s: float) -> Iterator[Prefill]:
+        """Best effort in the engine that could still be promised, most urgent first."""
+        for prefill, tier in sorted(hook.unpromised(), key=lambda found: found[0].deadline_s)[:_MOST_ASKED]:
             if prefill.deadline_s > now_s:
-                weight = self._floors.weight(prefill.application)
-                found.append(replace(prefill, tier=tier, weight=weight))
-        yield from sorted(found, key=lambda prefill: prefill.deadline_s)
+                yield replace(prefill, tier=tier, weight=self._floors.weight(prefill.application))
 
-    def _promise_starting(self, replica: Replica, hook: SimulatedHook, now_s: float) -> None:
-        """Late verdicts: decide all that waits, and promise what would start in the batch about to be formed."""
-        candidates = list(self._candidates(replica, now_s))
-        if not candidates:
-            return
-        view = hook.view(now_s, {candidate.id for candidate in candidates})
-        decisions = self._decide(view, candidates)
-        by_id = decisions.by_id
-        kept = [candidate for candidate in candidates if by_id[candidate.id].admitted]
-        if not kept:
-            return
-        plan = form_batch(view.with_prefills([*view.prefills, *kept]), self._settings.plan)
-        starting = {chunk.id for chunk in plan.prefill}
-        for candidate in kept:
-            decision = by_id[candidate.id]
-            verdict = verdict_for(self._settings.verdict, candidate, decision, starting=candidate.id in starting)
-            if verdict is VerdictKind.ADMITTED:
-                self._promise(replica, hook, candidate, now_s)
-
-    def _promote_in_engine(self, replica: Replica, hook: SimulatedHook, now_s: float) -> None:
-        candidates = [c for c in self._candidates(replica, now_s) if c.id not in self._waiting][:_MOST_ASKED]
+    def _promote(self, replica: Replica, hook: SimulatedHook, now_s: float) -> None:
+        candidates = list(self._promotable(hook, now_s))
         if not candidates:
             return
         self._promoted_s = now_s
         decisions = self._decide(hook.view(now_s, {candidate.id for candidate in candidates}), candidates).by_id
         for candidate in candidates:
             if decisions[candidate.id].admitted:
-                self._promise(replica, hook, candidate, now_s)
-
-    def _promise(self, replica: Replica, hook: SimulatedHook, candidate: Prefill, now_s: float) -> None:
-        call = self._waiting.pop(candidate.id, None)
-        if call is not None:
-            self._add(replica, call, promised=True, now_s=now_s)
-            return
-        call = replica.calls[candidate.id]
-        call.promised_s = now_s
-        tightest_s = min(stage.tpot_s for stage in call.call.stages)
-        hook.post(Promote(candidate.id, replica.tier_name(tightest_s)))
+                call = replica.calls[candidate.id]
+                call.promised_s = now_s
+                tightest_s = min(stage.tpot_s for stage in call.call.stages)
+                hook.post(Promote(candidate.id, replica.tier_name(tightest_s)))
 
     # Best effort
 
@@ -198,12 +175,15 @@ class PlannedFront:
                 block_size=replica.shape.preset.block_size,
             ):
                 return
-            self._add(replica, self._waiting.pop(entry.id), promised=False, now_s=now_s)
+            self._add(replica, self._waiting.pop(entry.id), now_s=now_s)
             waiting_tokens += entry.prompt_tokens
             free_blocks -= -(-entry.prompt_tokens // replica.shape.preset.block_size)
 
-    def _add(self, replica: Replica, call: LiveCall, *, promised: bool, now_s: float) -> None:
-        replica.add(call, forecast_tokens=self._forecast(call), promised=promised, now_s=now_s)
+    def _add(
+        self, replica: Replica, call: LiveCall, *, now_s: float, promised: bool = False, pending: bool = False
+    ) -> None:
+        mode = self._settings.verdict if pending else None
+        replica.add(call, forecast_tokens=self._forecast(call), promised=promised, pending=mode, now_s=now_s)
 
 
 def _hook(replica: Replica) -> SimulatedHook:

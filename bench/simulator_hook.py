@@ -33,9 +33,14 @@ class _OpenEnd(HookEnd):
 
 
 class _NoReports(Reporter):
-    """Forgets what would be reported."""
+    """Forgets what would be reported, except what was decided."""
+
+    def __init__(self, *construction: Any) -> None:
+        super().__init__(*construction)
+        self.decided: list[tuple[str, bool]] = []
 
     def flush(self, *_: Any) -> None:
+        self.decided.extend((found.request.key, found.admitted) for found in self._hook.pending.take_decided())
         self._hook.changed.clear()
         self._hook.gone.clear()
         self._hook.demoted.clear()
@@ -51,7 +56,7 @@ class SimulatedHook(SloScheduler):
         self._link.close()
         self._open_end = _OpenEnd()
         self._link = self._open_end
-        self._reporter = _NoReports(self._link, self._hook, 0.0)
+        self._silent = self._reporter = _NoReports(self._link, self._hook, 0.0)
 
     def post(self, directive: Directive) -> None:
         """A directive for the next step."""
@@ -64,10 +69,15 @@ class SimulatedHook(SloScheduler):
     def view(self, now_s: float, asked_keys: Collection[str] = ()) -> ReplicaView:
         """The replica as the planner sees it, less the requests asked about; requests have their keys as ids."""
         waiting = [tracked for tracked in self._waiting() if tracked.key not in asked_keys]
-        view = self._hook._view(now_s, waiting, self._pool())
+        view = self._hook._view(now_s, waiting, self._pool(), [*self._hook.prefilling.values()])
         if asked_keys:
             view = view.with_prefills([prefill for prefill in view.prefills if prefill.id not in asked_keys])
         return view
+
+    def take_decided(self) -> list[tuple[str, bool]]:
+        """Requests that the hook has decided since the last call, and whether each was promised."""
+        taken, self._silent.decided = self._silent.decided, []
+        return taken
 
     def free_blocks_after_waiting(self) -> int:
         """Blocks left once all that was added has its prompt in KV."""
@@ -75,12 +85,12 @@ class SimulatedHook(SloScheduler):
         return self._free_block_count() - waiting
 
     def unpromised(self) -> list[tuple[Prefill, int]]:
-        """Requests without a promise that wait for their first token, each with the tier it asked for."""
+        """Best effort that waits for its first token, each with the tier it asked for."""
         tracked = [*self._hook.prefilling.values(), *self._waiting()]
         return [
             (request.prefill(-1), self.tier_index(request.tier_names[0]))
             for request in tracked
-            if not request.promised and request.anchor_s is None
+            if not request.on_tier and request.anchor_s is None
         ]
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from bench.simulator_call import LiveCall
 from bench.simulator_engine import EngineShape
 from services.core.perf_model import BatchShape
-from services.core.slo import BEST_EFFORT, Tier, tier_for
+from services.core.slo import BEST_EFFORT, Tier, VerdictMode, tier_for
 from services.worker.request_terms import RequestTerms, StageTerms, to_extra_args
 
 __all__ = ["Replica", "StuckError", "Tokens"]
@@ -72,8 +72,10 @@ class Replica:
         """Whether any request is not finished."""
         return bool(self.scheduler.has_unfinished_requests())
 
-    def add(self, live: LiveCall, *, forecast_tokens: int, promised: bool, now_s: float) -> None:
-        """Put a call into the scheduler's queue."""
+    def add(
+        self, live: LiveCall, *, forecast_tokens: int, promised: bool, now_s: float, pending: VerdictMode | None = None
+    ) -> None:
+        """Put a call into the scheduler's queue; `pending` is how the hook decides it, where it does."""
         call = live.call
         stages = tuple(
             StageTerms(stage.kind.value, self.tier_name(stage.tpot_s), stage.tpot_s, stage.tokens, None)
@@ -81,7 +83,7 @@ class Replica:
         )
         terms = RequestTerms(
             live.key, 1, live.job.application, promised, live.deadline_s, live.arrival_s, forecast_tokens, "", 0, None,
-            stages,
+            stages, pending=pending is not None, verdict_mode=pending or VerdictMode.FIRM,
         )  # fmt: skip
         request = self._prepared.pop(live.key, None) or self._request(live)
         request.sampling_params.extra_args = to_extra_args(terms)
@@ -89,6 +91,13 @@ class Replica:
         if promised:
             live.promised_s = now_s
         self.scheduler.add_request(request)
+
+    def drop(self, key: str) -> None:
+        """Abort a call."""
+        from vllm.v1.request import RequestStatus
+
+        if self.calls.pop(key, None) is not None:
+            self.scheduler.finish_requests(key, RequestStatus.FINISHED_ABORTED)
 
     def cached_tokens(self, live: LiveCall) -> int:
         """Prompt tokens of a call not yet added that the prefix cache holds now."""

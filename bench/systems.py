@@ -8,10 +8,11 @@
 | `sarathi` | vLLM's scheduler with the token budget fixed at the largest batch that meets the tightest TPOT |
 | `slos-greedy`, `slos-mh`, `slos-dp` | ours with one of the three admission policies |
 
-Ours takes options, joined with `+`: `arrival` (asked again every 50 ms as the planner service does, rather than at
-every batch), `firm` (verdict on arrival or never), `known` (true output lengths instead of the forecast), `early` (10 %
-of the remaining TPOT budget may be spent early on conflict), `nofloor` (no floor under an application's attainment) and
-`noleftover` (no best effort: what is not promised never runs).
+Ours takes options, joined with `+`: `firm` (promised on arrival, or by the planner while it waits as best effort),
+`late` (promised with the first token), `known` (true output lengths instead of the forecast), `spend` (10 % of the
+remaining TPOT budget may be spent early on conflict), `hold` (first tokens are held until their deadline, which banks
+slack; judge it by the metric `held`), `nofloor` (no floor under an application's attainment) and `noleftover` (no best
+effort: what is declined never runs).
 """
 
 import re
@@ -24,7 +25,7 @@ from bench.simulator import Clock, Front
 from bench.simulator_baseline import BaselineFront
 from bench.simulator_call import LiveCall
 from bench.simulator_engine import Engines, EngineShape
-from bench.simulator_front import Asked, FrontSettings, PlannedFront
+from bench.simulator_front import FrontSettings, PlannedFront
 from bench.simulator_replica import Replica
 from services.core.admission import Policy
 from services.core.duration_cap import DurationCap
@@ -37,7 +38,7 @@ __all__ = ["BUDGETS", "OPTIONS", "System", "UnknownSystemError", "build_front", 
 
 BUDGETS: Final = (512, 2048, 8192)
 BOUNDS: Final = (4, 8, 16, 32, 64)
-OPTIONS: Final = frozenset({"arrival", "firm", "known", "early", "nofloor", "noleftover"})
+OPTIONS: Final = frozenset({"firm", "late", "known", "spend", "hold", "nofloor", "noleftover"})
 _DEFAULT_BUDGET = 2048
 _OUR_BUDGET = 8192
 _EARLY_SPEND = 0.10
@@ -133,14 +134,15 @@ def _replicas(schedulers: list[object], shape: EngineShape, tiers: tuple[Tier, .
 def _front_settings(system: System, preset: Preset, tiers: tuple[Tier, ...]) -> FrontSettings:
     assert system.policy is not None
     plan = PlanSettings(caps_s=DurationCap().caps_s(0.0, preset.model))
-    if "early" in system.options:
+    if "spend" in system.options:
         plan = replace(plan, early_spend=_EARLY_SPEND)
+    if "hold" in system.options:
+        plan = replace(plan, hold_first_token=True)
     return FrontSettings(
         system.policy,
         plan,
         tiers,
-        asked=Asked.AT_INTERVALS if "arrival" in system.options else Asked.AT_BATCHES,
-        verdict=VerdictMode.FIRM if "firm" in system.options else VerdictMode.EARLY,
+        verdict=next((mode for mode in VerdictMode if mode.value in system.options), VerdictMode.EARLY),
         floor=0.0 if "nofloor" in system.options else 0.85,
         best_effort="noleftover" not in system.options,
     )
