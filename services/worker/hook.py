@@ -113,6 +113,8 @@ class Hook(Books):
         view = self._view(now_s, on_tier, pool, [*self.prefilling.values()])
         for request, verdict in self.pending.ask(view, self._settings_now(view)):
             self._settle(request, verdict, now_s)
+        if self.pending.set_aside:
+            self.pace.conflict(now_s)
         return [request for request in waiting if request.key not in self.pending.set_aside]
 
     def steer(self, now_s: float, waiting: Sequence[TrackedRequest], pool: Pool) -> Steering:
@@ -121,6 +123,8 @@ class Hook(Books):
             now_s, admissible(self.table, self.prefilling.values(), waiting, pool, self.speculation.max_verify), pool
         )
         settings = self._settings_now(view)
+        if self._promised > 0 and not self.pace.joins(now_s):
+            settings = replace(settings, best_effort_cap_s=0.0)
         plan = form_batch(view, settings)
         verify = settings.verify_tokens if self.speculation.enabled else None
         if plan.token_budget == 0:

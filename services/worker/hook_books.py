@@ -6,12 +6,14 @@ turn predictions into facts. Everything is counted at schedule time, in flight i
 are the same code.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from services.core.admission import Policy
+from services.core.pace import BestEffortPace
 from services.core.perf_model import BatchShape, PerfModel
 from services.core.slo import BEST_EFFORT
 from services.core.verdict import EARLY_PROMPT_TOKENS, VerdictKind
@@ -54,6 +56,7 @@ class Books:
         self.table = DecoderTable(max_num_seqs)
         self.prefilling: dict[str, TrackedRequest] = {}
         self.pending = PendingRequests(policy, early_prompt_tokens)
+        self.pace = BestEffortPace()
         self.outcomes = Outcomes(attainment_floor)
         self.speculation = Speculation(max_verify)
         self.hold = FirstTokenHold(hold_first_token)
@@ -90,6 +93,8 @@ class Books:
             self.pending.add(request)
         if request.on_tier:
             self._last_promise_s = now_s
+        elif now_s < request.terms.ttft_deadline_s < math.inf:  # it asked for a promise and got none
+            self.pace.conflict(now_s)
         probe = request.terms.probe
         if probe is not None:
             self._probes.add(request.key)
@@ -123,6 +128,7 @@ class Books:
             self.promote(request, request.tier_name, now_s)
         elif verdict is VerdictKind.DECLINED:
             self.outcomes.lost(request)
+            self.pace.conflict(now_s)
             self._demote(request)
 
     def preempted(self, request: TrackedRequest) -> None:
