@@ -1,13 +1,17 @@
-"""A real Redis for every test that asks: one embedded server per session and per server version at hand."""
+"""A real Redis for every test that asks; no property test is judged by the clock of a busy machine."""
 
 from collections.abc import AsyncIterator, Iterator
 from uuid import uuid4
 
 import pytest
+from hypothesis import settings
 from redis.asyncio import Redis
 
 from services.common.broker import connect
 from services.common.embedded_redis import EmbeddedRedis
+
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")
