@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
+from services.core.admission import Policy
 from services.core.presets import Preset
 from services.core.view import PlanSettings
 from services.worker.engine_arguments import emulated_arguments
@@ -26,7 +29,6 @@ __all__ = ["MODEL", "EngineShape", "Engines"]
 MODEL = Path(__file__).parents[1] / "models" / "tiny"
 """The bundled model: only its configuration is read."""
 
-_LAPSE_S = 5.0
 _ADDRESS = "inproc://simulator"  # nobody listens: the simulator takes the place of the link
 
 
@@ -58,16 +60,19 @@ class Engines:
 
     def plain(self, shape: EngineShape) -> "Scheduler":
         """vLLM's own scheduler."""
-        construction = self._construction(shape, PlanSettings())
+        construction = self._construction(shape, HookConfig(_ADDRESS, PlanSettings()))
         from vllm.v1.core.sched.async_scheduler import AsyncScheduler
         from vllm.v1.core.sched.scheduler import Scheduler
 
         chosen = AsyncScheduler if shape.depth > 1 else Scheduler
         return chosen(**construction)
 
-    def hooked(self, shape: EngineShape, plan: PlanSettings, clock: Callable[[], float]) -> Any:
+    def hooked(
+        self, shape: EngineShape, plan: PlanSettings, policy: Policy, floor: float, clock: Callable[[], float]
+    ) -> Any:
         """Our scheduler, on `clock`."""
-        construction = self._construction(shape, plan)
+        hook = HookConfig(_ADDRESS, plan, policy=policy, attainment_floor=floor)
+        construction = self._construction(shape, hook)
         from bench.simulator_hook import AsyncSimulatedHook, SyncSimulatedHook
 
         chosen = AsyncSimulatedHook if shape.depth > 1 else SyncSimulatedHook
@@ -75,7 +80,7 @@ class Engines:
 
     def production(self, shape: EngineShape, address: str, clock: Callable[[], float]) -> Any:
         """Our scheduler as an engine runs it, reporting to the link at `address`."""
-        construction = self._construction(shape, PlanSettings(), address)
+        construction = self._construction(shape, HookConfig(address, PlanSettings()))
         from services.worker.scheduler import SloScheduler
 
         return SloScheduler(**construction, clock=clock)
@@ -92,10 +97,10 @@ class Engines:
         hasher: Callable[[Any], list[Any]] = get_request_block_hasher(shape.preset.block_size, hash_function)
         return hasher
 
-    def _construction(self, shape: EngineShape, plan: PlanSettings, address: str = _ADDRESS) -> dict[str, Any]:
+    def _construction(self, shape: EngineShape, hook: HookConfig) -> dict[str, Any]:
         config = self._config(shape)
-        hook = HookConfig(address, plan, model_terms(shape.preset.model), lapse_s=_LAPSE_S)
-        config.additional_config = hook.additional_config()
+        modelled = msgspec.structs.replace(hook, model=model_terms(shape.preset.model))
+        config.additional_config = modelled.additional_config()
         import torch
         from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
         from vllm.v1.structured_output import StructuredOutputManager

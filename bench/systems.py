@@ -121,7 +121,9 @@ def build_front(
         schedulers = [engines.plain(shape) for _ in range(replicas)]
         return BaselineFront(_replicas(schedulers, shape, tiers, engines), system.bound)
     settings = _front_settings(system, preset, tiers)
-    schedulers = [engines.hooked(shape, settings.plan, clock.read) for _ in range(replicas)]
+    schedulers = [
+        engines.hooked(shape, settings.plan, settings.policy, settings.floor, clock.read) for _ in range(replicas)
+    ]
     forecast, learn = _lengths(system, workload, preset)
     return PlannedFront(_replicas(schedulers, shape, tiers, engines), settings, forecast, learn)
 
