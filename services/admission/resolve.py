@@ -4,7 +4,7 @@ Generate and Quote go through the same two steps. Whatever can be refused withou
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -51,6 +51,8 @@ class Resolver:
         self._admission_id = admission_id
         self._fleet = fleet
         self._lag = lag
+        self._speeds_from: Mapping[str, router_pb2.Replica] | None = None
+        self._speeds: Sequence[ReplicaSpeed] = ()
 
     def caller(self, arrival: Arrival) -> Caller:
         """The tenant of a call."""
@@ -75,11 +77,7 @@ class Resolver:
         tenant, UNAVAILABLE (NO_REPLICA) where none is live.
         """
         valid = checked.valid
-        speeds = [
-            ReplicaSpeed(replica.replica_id, perf_model_from_wire(replica.perf_model))
-            for replica in checked.replicas.values()
-            if replica.perf_model.segments
-        ]
+        speeds = self._speeds_of(checked.replicas)
         tiers = stage_tiers(valid.stages, self._tiers)
         stages = resolve_stages(valid.stages, len(valid.prompt_ids), speeds, self._catalogue.ttft_floor_ms / 1000)
         check_permitted(checked.caller, stages)
@@ -96,6 +94,17 @@ class Resolver:
             client_deadline_us=arrival.deadline_us,
             trace=trace.context,
         )
+
+    def _speeds_of(self, replicas: Mapping[str, router_pb2.Replica]) -> Sequence[ReplicaSpeed]:
+        """How fast each replica that has measured itself is; worked out once per view of the fleet."""
+        if replicas is not self._speeds_from:
+            self._speeds_from = replicas
+            self._speeds = [
+                ReplicaSpeed(replica.replica_id, perf_model_from_wire(replica.perf_model))
+                for replica in replicas.values()
+                if replica.perf_model.segments
+            ]
+        return self._speeds
 
     async def _validate(
         self,
