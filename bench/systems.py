@@ -9,10 +9,10 @@
 | `slos-greedy`, `slos-mh`, `slos-dp` | ours with one of the three admission policies |
 
 Ours takes options, joined with `+`: `firm` (promised on arrival, or by the planner while it waits as best effort),
-`late` (promised with the first token), `known` (true output lengths instead of the forecast), `spend` (10 % of the
-remaining TPOT budget may be spent early on conflict), `hold` (first tokens are held until their deadline, which banks
-slack; judge it by the metric `held`), `nofloor` (no floor under an application's attainment) and `noleftover` (no best
-effort: what is declined never runs).
+`late` (promised with the first token), `known` (true output lengths instead of the forecast), `nospend` (every single
+token in time, none of the TPOT budget spent early on conflict), `hold` (first tokens are held until their deadline,
+which banks slack; judge it by the metric `held`), `nofloor` (no floor under an application's attainment) and
+`noleftover` (no best effort: what is declined never runs).
 """
 
 import re
@@ -32,16 +32,15 @@ from services.core.duration_cap import DurationCap
 from services.core.lengths import LengthForecaster
 from services.core.presets import Preset
 from services.core.slo import Tier, VerdictMode
-from services.core.view import PlanSettings
+from services.core.view import EARLY_SPEND, PlanSettings
 
 __all__ = ["BUDGETS", "OPTIONS", "System", "UnknownSystemError", "build_front", "families", "parse_systems"]
 
 BUDGETS: Final = (512, 2048, 8192)
 BOUNDS: Final = (4, 8, 16, 32, 64)
-OPTIONS: Final = frozenset({"firm", "late", "known", "spend", "hold", "nofloor", "noleftover"})
+OPTIONS: Final = frozenset({"firm", "late", "known", "nospend", "hold", "nofloor", "noleftover"})
 _DEFAULT_BUDGET = 2048
 _OUR_BUDGET = 8192
-_EARLY_SPEND = 0.10
 
 
 class UnknownSystemError(ValueError):
@@ -135,9 +134,8 @@ def _replicas(schedulers: list[object], shape: EngineShape, tiers: tuple[Tier, .
 
 def _front_settings(system: System, preset: Preset, tiers: tuple[Tier, ...]) -> FrontSettings:
     assert system.policy is not None
-    plan = PlanSettings(caps_s=DurationCap().caps_s(0.0, preset.model))
-    if "spend" in system.options:
-        plan = replace(plan, early_spend=_EARLY_SPEND)
+    spend = 0.0 if "nospend" in system.options else EARLY_SPEND
+    plan = PlanSettings(caps_s=DurationCap().caps_s(0.0, preset.model), early_spend=spend)
     if "hold" in system.options:
         plan = replace(plan, hold_first_token=True)
     return FrontSettings(

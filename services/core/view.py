@@ -10,9 +10,21 @@ from dataclasses import dataclass, field, replace
 from services.core.errors import BadViewError
 from services.core.perf_model import PerfModel
 
-__all__ = ["BEST_EFFORT_TIER", "Decoder", "PlanSettings", "Prefill", "ReplicaView", "check_prefill", "check_view"]
+__all__ = [
+    "BEST_EFFORT_TIER",
+    "EARLY_SPEND",
+    "Decoder",
+    "PlanSettings",
+    "Prefill",
+    "ReplicaView",
+    "check_prefill",
+    "check_view",
+]
 
 BEST_EFFORT_TIER = -1
+
+EARLY_SPEND = 0.10
+"""The share of the remaining TPOT budget that services let decoders be late by in a conflict, unless told otherwise."""
 
 
 @dataclass(frozen=True, slots=True)

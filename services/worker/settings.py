@@ -11,7 +11,7 @@ from services.core.admission import Policy
 from services.core.presets import PRESETS
 from services.core.speculation import MAX_VERIFY_TOKENS
 from services.core.verdict import EARLY_PROMPT_TOKENS
-from services.core.view import PlanSettings
+from services.core.view import EARLY_SPEND, PlanSettings
 from services.worker.engine_settings import EngineSettings
 from services.worker.hook_config import ATTAINMENT_FLOOR
 
@@ -43,6 +43,7 @@ class WorkerSettings(ServiceSettings):
     speculation: `ngram` drafts tokens from what the request repeats; how many a tier verifies is decided step by step.
     speculation_tokens: draft tokens proposed per step, at most.
     emulated_acceptance: share of draft tokens that are right (`emulated` only).
+    early_spend: in a conflict, promised decodes may be late by this share of their remaining TPOT budget and catch up.
     hold_first_token: promised first tokens may leave as late as their deadline while prefills wait.
     lease_s: how long the replica stays known without a sign of life.
     retention_s: how long output nobody has collected is kept after its end.
@@ -73,6 +74,7 @@ class WorkerSettings(ServiceSettings):
     speculation: Literal["off", "ngram"] = "off"
     speculation_tokens: Annotated[int, Field(ge=1, le=MAX_VERIFY_TOKENS - 1)] = MAX_VERIFY_TOKENS - 1
     emulated_acceptance: Annotated[float, Field(ge=0, le=1)] = 0.6
+    early_spend: Annotated[float, Field(ge=0, lt=1)] = EARLY_SPEND
     hold_first_token: bool = False
     lease_s: Annotated[float, Field(ge=0.5, le=60)] = 3.0
     retention_s: Annotated[float, Field(ge=1, le=3600)] = 60.0
@@ -128,5 +130,5 @@ class WorkerSettings(ServiceSettings):
             attainment_floor=self.attainment_floor,
             speculation_tokens=self.speculation_tokens if self.speculation != "off" else 0,
             emulated_acceptance=self.emulated_acceptance,
-            plan=PlanSettings(hold_first_token=self.hold_first_token),
+            plan=PlanSettings(hold_first_token=self.hold_first_token, early_spend=self.early_spend),
         )
