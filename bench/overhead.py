@@ -33,7 +33,7 @@ from services.cli.stack_spec import BUNDLED_MODEL, StackSpec
 from services.core.presets import preset as preset_of
 from services.worker.engine_settings import EngineSettings
 
-__all__ = ["main"]
+__all__ = ["Timing", "added", "main", "quantiles", "tables"]
 
 _VOCAB_SIZE = 4096
 _STREAM_PROMPT_TOKENS = 32
@@ -166,8 +166,8 @@ async def _measure(settings: EngineSettings, load: Load, rounds: int, streams: i
     return {
         "kind": "overhead",
         "settings": {"rounds": rounds, "async_scheduling": bool(settings.async_scheduling), **asdict(load)},
-        "systems": {name: _quantiles(seen) for name, seen in timings.items()},
-        "added_ms": _added(timings),
+        "systems": {name: quantiles(seen) for name, seen in timings.items()},
+        "added_ms": added(timings),
         "memory_idle_mib": idle,
         "memory_after_mib": loaded,
         "cpu_ms_per_request": {name: seconds * 1e3 / (rounds * load.requests) for name, seconds in spent.items()},
@@ -214,7 +214,8 @@ def _cpu_s(stack: LocalStack) -> dict[str, float]:
     return found
 
 
-def _quantiles(seen: list[Timing]) -> dict[str, float]:
+def quantiles(seen: list[Timing]) -> dict[str, float]:
+    """Median and 99th percentile of TTFT and time per token, milliseconds."""
     ttft = np.array([timing.ttft_s for timing in seen]) * 1e3
     tpot = np.array([timing.tpot_s for timing in seen]) * 1e3
     return {
@@ -226,8 +227,9 @@ def _quantiles(seen: list[Timing]) -> dict[str, float]:
     }
 
 
-def _added(timings: dict[str, list[Timing]]) -> dict[str, float]:
-    bare, services = _quantiles(timings["bare"]), _quantiles(timings["services"])
+def added(timings: dict[str, list[Timing]]) -> dict[str, float]:
+    """Services less bare: differences of the quantiles, and quantiles of the differences request by request."""
+    bare, services = quantiles(timings["bare"]), quantiles(timings["services"])
     paired = np.array(
         [ours.ttft_s - plain.ttft_s for ours, plain in zip(timings["services"], timings["bare"], strict=True)]
     )
@@ -238,7 +240,8 @@ def _added(timings: dict[str, list[Timing]]) -> dict[str, float]:
     }
 
 
-def _tables(result: dict[str, Any]) -> str:
+def tables(result: dict[str, Any]) -> str:
+    """The result in Markdown: times with their bars, then memory, throughput and CPU."""
     rows = []
     for key in ("ttft_p50_ms", "ttft_p99_ms", "tpot_p50_ms", "tpot_p99_ms"):
         bare, services = (result["systems"][name][key] for name in ("bare", "services"))
@@ -287,7 +290,7 @@ def main(
         )
         result = asyncio.run(_measure(settings, load, rounds, streams))
     console = Console(highlight=False)
-    text = _tables(result)
+    text = tables(result)
     stem = f"overhead-{preset}{'-async' if async_scheduling else ''}"
     path = write_result(results, stem, result, text)
     console.print(text)

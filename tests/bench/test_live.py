@@ -1,6 +1,7 @@
 """The live load generator: open loop between jobs, closed loop inside a session; what does not end is a miss."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from bench.gpu import found_hardware
 from bench.live_jobs import Conversations, Scale, live_jobs
+from bench.live_report import Measured, attainment_plot, point_json, table
 from bench.live_round import Round, Seen, run_round
 from bench.live_stack import write_catalogue
 from bench.metrics import outcome_of
@@ -103,6 +105,23 @@ async def test_a_call_that_never_ends_is_cut_off_and_missed(maker: PromptMaker) 
     outcome = outcome_of(done.calls, 2, promises=True)
     assert outcome.attainment == 0.5
     assert outcome.kept == 0.5
+
+
+async def test_a_report_names_every_broken_promise_and_by_how_much(maker: PromptMaker, tmp_path: Path) -> None:
+    target = GatedTarget()
+    target.gate(0).set()
+    target.gate(1).set()
+    done = await (await start(target, [job(0), job(1, ttft_s=1e-9)], maker))
+    outcome = outcome_of(done.calls, 2, promises=True)
+    points = [Measured(name, rate, 0, outcome, done, (1, 2)) for name in ("vllm", "slos-serve") for rate in (1.0, 2.0)]
+    written = json.loads(json.dumps(point_json(points[0])))
+    [miss] = written["misses"]
+    assert miss["application"] == "chatbot"
+    assert miss["ttft_late_ms"] > 0
+    assert written["outcome"]["kept"] == 0.5
+    assert "| slos-serve, 2.00/s | 0.500 | 0.500 | 2 | 0.500 |" in table(points, "test")
+    attainment_plot(points, "test", tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 1000
 
 
 def test_lengths_shrink_and_ttfts_follow_the_engines_own_model() -> None:
