@@ -16,6 +16,11 @@ DATA_DIR ?= .slos
 RUN_ONCE ?=
 REDIS_URL ?=
 
+# make images, compose, compose-test; `docker build` takes DOCKER_BUILD_ARGS too (--secret id=pip.conf,src=... --network=host)
+DOCKER ?= docker
+DOCKER_BUILD_ARGS ?=
+COMPOSE ?= $(shell $(DOCKER) compose version >/dev/null 2>&1 && echo $(DOCKER) compose || echo docker-compose)
+
 # make test: T=tests/core runs one folder, PYTEST_ARGS="-k cancel -x" is passed on
 T ?= tests
 PYTEST_ARGS ?=
@@ -33,10 +38,10 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup protos run test golden check format lock clean distclean
+.PHONY: help setup protos run test golden check format images compose compose-test lock clean distclean
 
 help: ## this list
-	@grep -E '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
 	@echo
 	@echo "  make run takes    ENGINE=vllm|emulated MODEL=<hub id or directory> PRESET=<emulated GPU> WORKERS=1 PORT=50051"
 	@echo "                    DATA_DIR=.slos REDIS_URL=<embedded when empty> RUN_ONCE=1 (end after the table)"
@@ -94,6 +99,22 @@ run: setup ## Redis, all services and one worker; sample traffic, a table, then 
 	@$(PY) -m bench demo --engine $(ENGINE) --workers $(WORKERS) --port $(PORT) --data-dir $(DATA_DIR) \
 	  $(if $(MODEL),--model $(MODEL)) $(if $(PRESET),--preset $(PRESET)) $(if $(REDIS_URL),--redis-url $(REDIS_URL)) \
 	  $(if $(filter-out 0,$(RUN_ONCE)),--once)
+
+# --- containers: deploy/README.md
+
+IMAGES := control worker redis
+
+images: $(IMAGES:%=image-%) ## the container images slos-serve-control, -worker and -redis
+
+image-%:
+	@echo "images: slos-serve-$*"
+	@DOCKER_BUILDKIT=1 $(DOCKER) build --quiet --file deploy/Dockerfile --target $* --tag slos-serve-$* $(DOCKER_BUILD_ARGS) .
+
+compose: images ## the whole system in containers, in the foreground
+	@$(COMPOSE) -f deploy/docker-compose.yml up --no-build
+
+compose-test: setup images ## start all containers, kill a worker under load: nothing may be lost or repeated
+	@COMPOSE="$(COMPOSE)" $(PY) -m pytest deploy/compose_test.py $(PYTEST_ARGS)
 
 # --- the two gates
 
