@@ -6,7 +6,6 @@ Without a GPU the same runs on the emulated engine, or with `--without cpu` on r
 file's name and its first line say so.
 """
 
-import asyncio
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,6 +14,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 
+from bench.interruptible import run_interruptible
 from bench.live import Plan, measure
 from bench.live_jobs import Scale
 from bench.live_report import Measured, point_json, table
@@ -90,7 +90,7 @@ def main(
     plan = Plan(scenario, wanted, 0, seed, seconds, repetitions, Scale(divisor, stage_tokens=stage_tokens), TRACES)
     with TemporaryDirectory(prefix="slos-gpu-") as folder:
         settings = _settings(hardware, shape, profile_s, Path(folder))
-        asyncio.run(_run(console, hardware, shape, settings, file, plan, results))
+        run_interruptible(_run(console, hardware, shape, settings, file, plan, results))
 
 
 def _settings(hardware: Hardware, shape: str, profile_s: float, data_dir: Path) -> EngineSettings:

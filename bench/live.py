@@ -5,7 +5,6 @@ same seed, open loop, over gRPC to the services and to AsyncLLM with its own sch
 saw. `--saturate` measures throughput instead: everything at once, best effort only.
 """
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,6 +16,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from bench.interruptible import run_interruptible
 from bench.live_jobs import Conversations, Scale, live_jobs
 from bench.live_report import Measured, attainment_plot, point_json, table
 from bench.live_round import Seen, run_round
@@ -97,9 +97,9 @@ def main(
         )
         try:
             if saturated:
-                asyncio.run(saturate(console, settings, file, seed, results))
+                run_interruptible(saturate(console, settings, file, seed, results))
             else:
-                asyncio.run(_live(console, settings, file, plan, results))
+                run_interruptible(_live(console, settings, file, plan, results))
         except WorkloadError as error:
             raise typer.BadParameter(str(error)) from None
 

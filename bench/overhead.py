@@ -24,6 +24,7 @@ import typer
 from rich.console import Console
 
 from bench.bare_engine import BareEngine
+from bench.interruptible import run_interruptible
 from bench.machine import MachineShare, machine_share
 from bench.prompts import PromptMaker, load_prompt_maker
 from bench.report_files import RESULTS, markdown_table, provenance, write_result
@@ -288,7 +289,7 @@ def main(
             data_dir=Path(folder),
             async_scheduling=async_scheduling,
         )
-        result = asyncio.run(_measure(settings, load, rounds, streams))
+        result = run_interruptible(_measure(settings, load, rounds, streams))
     console = Console(highlight=False)
     text = tables(result)
     stem = f"overhead-{preset}{'-async' if async_scheduling else ''}"
