@@ -71,11 +71,12 @@ class FleetProcess:
         return status
 
     def actor_process(self, replica_id: str) -> psutil.Process:
-        """The process that Ray runs a replica's actor in."""
+        """The process that Ray runs a replica's actor in: it listens where the lease says."""
+        port = int(self._watcher.replicas[replica_id].address.rpartition(":")[2])
         for process in psutil.Process(self.process.pid).children(recursive=True):
             with contextlib.suppress(psutil.Error):
-                named = WorkerActor.__name__ in " ".join(process.cmdline())
-                if named and process.environ().get("SLOS_REPLICA_ID") == replica_id:
+                ports = {connection.laddr.port for connection in process.net_connections() if connection.laddr}
+                if port in ports and WorkerActor.__name__ in " ".join(process.cmdline()):
                     return process
         raise AssertionError(f"no actor process of {replica_id}")
 
@@ -143,7 +144,7 @@ async def test_a_killed_actor_is_started_again_and_its_requests_go_on(tmp_path: 
         after = await workers.ready({"ray-0", "ray-1"}, since_us=max(before.values()))
         assert after["ray-0"] > before["ray-0"]
         assert after["ray-1"] == before["ray-1"]
-        again = await asyncio.gather(*(served(stack, request("chatbot", 1500 + i, 20, salt=50 + i)) for i in range(16)))
+        again = await asyncio.gather(*(served(stack, request("chatbot", 1500 + i, 20, salt=50 + i)) for i in range(24)))
         assert {reply.finished.replica_id for reply in again} == {"ray-0", "ray-1"}
 
 
@@ -169,7 +170,7 @@ async def test_declines_scale_out_and_idleness_drains_and_scales_in(tmp_path: Pa
         await workers.says("2 -> 1 replicas")
         await last
         await workers.says("ended ray-")
-        [kept] = {"ray-0", "ray-1"} - {line.split()[-1] for line in workers.lines if "ended" in line}
+        [kept] = {"ray-0", "ray-1"} - {line.split()[-1] for line in workers.lines if "fleet: ended" in line}
         await workers.ready({kept})
         assert (await served(stack, request("chatbot", 90, 8, salt=901))).finished.replica_id == kept
 
