@@ -12,7 +12,7 @@ import numpy as np
 
 from services.core import simulate as sim
 from services.core.batch_plan import BatchLimit, BatchPlan, Chunk
-from services.core.columns import DecoderColumns, columns_of
+from services.core.columns import DecoderColumns, columns_of, tiers_of
 from services.core.feasibility import behind, settle
 from services.core.filling import Filling
 from services.core.problem import Problem, problem_of, with_spend
@@ -26,6 +26,8 @@ def form_batch(view: ReplicaView, settings: PlanSettings) -> BatchPlan:
     """The next batch of a replica. Prefills with a tier are all served; whom to admit is `admission.decide`'s job."""
     columns = columns_of(view.decoders)
     queue = sorted((p for p in view.prefills if p.tier >= 0), key=lambda p: (p.deadline_s, p.id))
+    if not queue:  # nothing to simulate: the decoders, and best effort in what they leave
+        return Filling(view, settings, columns, tiers_of(columns, queue, settings)).fill_without_prefill()
     problem = problem_of(view, columns, queue, settings, 0.0)
     outcome, cap_s = _first_feasible(problem, columns, settings)
     if outcome.code == sim.MISS_DEADLINE:
@@ -34,7 +36,7 @@ def form_batch(view: ReplicaView, settings: PlanSettings) -> BatchPlan:
             if saved is not None:
                 return saved
         outcome, cap_s = _late_last(problem, settings)
-    return Filling(view, settings, columns, problem).fill(queue, outcome, cap_s)
+    return Filling(view, settings, columns, problem.tiers).fill(queue, outcome, cap_s)
 
 
 def _first_feasible(problem: Problem, columns: DecoderColumns, settings: PlanSettings) -> tuple[sim.Outcome, float]:
@@ -78,7 +80,7 @@ def _by_skipping(
     if outcome.finish_s[late_row] > problem.queue.deadline[late_row] - problem.limits.margin_s + 1e-9:
         return None
     skipped = [columns.ids[row] for row in rows]
-    return Filling(view, settings, staying, trial, skipped).fill(queue, outcome, cap_s)
+    return Filling(view, settings, staying, trial.tiers, skipped).fill(queue, outcome, cap_s)
 
 
 def _late_last(problem: Problem, settings: PlanSettings) -> tuple[sim.Outcome, float]:

@@ -7,9 +7,9 @@ import numpy as np
 
 from services.core import simulate as sim
 from services.core.batch_plan import BatchLimit, BatchPlan, Chunk
-from services.core.columns import DecoderColumns, Ints
+from services.core.columns import DecoderColumns, Ints, TierColumns
 from services.core.compiled import seconds, tokens_within
-from services.core.problem import EPS_S, Problem
+from services.core.problem import EPS_S
 from services.core.view import BEST_EFFORT_TIER, PlanSettings, Prefill, ReplicaView
 
 __all__ = ["Filling"]
@@ -31,13 +31,14 @@ class Filling:
         view: ReplicaView,
         settings: PlanSettings,
         columns: DecoderColumns,
-        problem: Problem,
+        tiers: TierColumns,
         skipped_ids: Sequence[str] = (),
     ) -> None:
         self.view, self.settings, self.columns = view, settings, columns
-        self.coef, self.tiers = problem.coef, problem.tiers
-        self.margin_s = problem.limits.margin_s
+        self.coef, self.tiers = np.array(view.model.rows), tiers
+        self.margin_s = settings.margin_s + view.model.margin_s
         self.skipped_ids = skipped_ids
+        self.waiting = [p for p in view.prefills if p.tier == BEST_EFFORT_TIER]
         on_tier = np.nonzero(columns.tier >= 0)[0]
         all_on_tier = len(on_tier) == len(columns)
         self.decode_ids = columns.ids if all_on_tier else [columns.ids[row] for row in on_tier.tolist()]
@@ -58,12 +59,18 @@ class Filling:
         chunks = [self._chunk(prefill, tokens) for prefill, tokens in zip(queue, planned, strict=True) if tokens > 0]
         prefill = tuple(chunk for chunk in chunks if chunk is not None)
         limit_s, limit = outcome.first_limit_s, _LIMITS[outcome.first_limit]
-        waiting = [p for p in self.view.prefills if p.tier == BEST_EFFORT_TIER]
         best_effort_s = min(limit_s, self.settings.best_effort_cap_s)
-        if not queue:
-            limit_s, limit = self._best_effort_limit(bool(waiting or self.best_effort_rows))
-            best_effort_s = limit_s
-        decode_ids, best_effort = self._best_effort(waiting, best_effort_s)
+        return self._plan(prefill, limit_s, limit, best_effort_s, cap_s)
+
+    def fill_without_prefill(self) -> BatchPlan:
+        """Place best effort beside the decoders, where no prefill on a tier waits."""
+        limit_s, limit = self._best_effort_limit(bool(self.waiting or self.best_effort_rows))
+        return self._plan((), limit_s, limit, limit_s, self.settings.caps_s[0])
+
+    def _plan(
+        self, prefill: tuple[Chunk, ...], limit_s: float, limit: BatchLimit, best_effort_s: float, cap_s: float
+    ) -> BatchPlan:
+        decode_ids, best_effort = self._best_effort(self.waiting, best_effort_s)
         return BatchPlan(
             limit_s,
             self._seconds() if self.tokens else 0.0,
