@@ -243,10 +243,11 @@ class Books:
         step = self._steps.pop(0)
         for request in step.first_tokens:
             self._first_token(request, now_s)
-        for request in self.hold.release(now_s, wanted=self._prefill_on_tier()):
-            if request.decoding:
-                self.table.refresh(request, self.tier_of(request))
-            self.changed[request.key] = request
+        if len(self.hold):
+            for request in self.hold.release(now_s, wanted=self._prefill_on_tier()):
+                if request.decoding:
+                    self.table.refresh(request, self.tier_of(request))
+                self.changed[request.key] = request
         for request in [r for r in self._staged.values() if r.decoding and r.stage_ended(now_s)]:
             self.table.sync(request)
             request.enter_stage(now_s)

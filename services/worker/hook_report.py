@@ -75,9 +75,10 @@ class Reporter:
 
     def _columns(self) -> tuple[bytes, bytes, bytes, bytes, bytes]:
         table = self._hook.table
-        columns = (table.ints("number"), table.ints("context"), table.ints("outputs"), table.forecast_left)
+        read = table.columns()  # the next batch is planned with the same, unless something changes before it
+        columns = (table.ints("number"), read.context_tokens, table.ints("outputs"), read.remaining_tokens)
         number, context, outputs, left = (np.ascontiguousarray(column).tobytes() for column in columns)
-        return number, context, outputs, left, table.due_s.tobytes()
+        return number, context, outputs, left, read.next_deadline_s.tobytes()
 
     def _decided(self, decided: Decided) -> DecidedEntry:
         constraint = decided.constraint
