@@ -17,6 +17,7 @@ COMMANDS: Final = {
     "overhead": "what the services add to a bare engine",
     "plan": "how long decisions and batch formation take",
     "report": "collect all results into docs/results.md",
+    "scale": "capacity over the number of replicas, and the cost of placing",
     "replay": "decide recorded plans again, under the same policy or another",
     "sweep": "attainment over load in virtual time, with a plot",
 }

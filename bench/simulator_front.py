@@ -14,10 +14,12 @@ from dataclasses import dataclass, replace
 from bench.metrics import met
 from bench.simulator_call import LiveCall
 from bench.simulator_hook import SimulatedHook
+from bench.simulator_placement import SimulatedRouter
 from bench.simulator_replica import Replica
 from services.core.admission import Decision, Decisions, Policy, decide
 from services.core.best_effort import BestEffortEntry, may_pull, order_entries
 from services.core.floors import AttainmentFloors
+from services.core.placement import OrderName
 from services.core.slo import Tier, VerdictMode, tier_for
 from services.core.verdict import VerdictKind, verdict_for
 from services.core.view import PlanSettings, Prefill, ReplicaView
@@ -40,6 +42,7 @@ class FrontSettings:
     verdict: VerdictMode = VerdictMode.EARLY
     floor: float = 0.85
     best_effort: bool = True
+    order: OrderName = OrderName.FULLEST_FIRST
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,7 @@ class PlannedFront:
         self._learn = learn
         self._floors = AttainmentFloors(floor=settings.floor)
         self._waiting: dict[str, LiveCall] = {}
+        self._router = SimulatedRouter(replicas, settings.order)
         self._promoted_s = -math.inf
         for replica in replicas:
             for tier in settings.tiers:
@@ -72,7 +76,7 @@ class PlannedFront:
     def arrived(self, call: LiveCall, now_s: float) -> None:
         """The first replica that promises it takes it; else it is pending where it may fit, or best effort."""
         pending: list[_Offer] = []
-        for replica in sorted(self.replicas, key=lambda r: len(r.calls)):
+        for replica in self._router.order(call, self._forecast(call)):
             prefill = self._prefill(call, replica)
             decision = self._decide(_hook(replica).view(now_s), [prefill]).by_id[call.key]
             match verdict_for(self._settings.verdict, prefill, decision):
@@ -183,6 +187,7 @@ class PlannedFront:
         self, replica: Replica, call: LiveCall, *, now_s: float, promised: bool = False, pending: bool = False
     ) -> None:
         mode = self._settings.verdict if pending else None
+        self._router.placed(call, replica)
         replica.add(call, forecast_tokens=self._forecast(call), promised=promised, pending=mode, now_s=now_s)
 
 

@@ -84,6 +84,11 @@ class SimulatedHook(SloScheduler):
         waiting = sum(-(-tracked.total_tokens // int(self.block_size)) for tracked in self._waiting())
         return self._free_block_count() - waiting
 
+    def queued_prefill_tokens(self) -> int:
+        """Prompt tokens on tiers that are not computed yet."""
+        tracked = [*self._hook.prefilling.values(), *self._waiting()]
+        return sum(request.total_tokens - request.computed_tokens for request in tracked if request.on_tier)
+
     def unpromised(self) -> list[tuple[Prefill, int]]:
         """Best effort that waits for its first token, each with the tier it asked for."""
         tracked = [*self._hook.prefilling.values(), *self._waiting()]

@@ -12,7 +12,8 @@ Ours takes options, joined with `+`: `firm` (promised on arrival, or by the plan
 `late` (promised with the first token), `known` (true output lengths instead of the forecast), `nospend` (every single
 token in time, none of the TPOT budget spent early on conflict), `hold` (first tokens are held until their deadline,
 which banks slack; judge it by the metric `held`), `nofloor` (no floor under an application's attainment) and
-`noleftover` (no best effort: what is declined never runs).
+`noleftover` (no best effort: what is declined never runs). Over several replicas `leastloaded`, `roundrobin` and
+`poweroftwo` ask them in that order instead of the fullest first.
 """
 
 import re
@@ -30,6 +31,7 @@ from bench.simulator_replica import Replica
 from services.core.admission import Policy
 from services.core.duration_cap import DurationCap
 from services.core.lengths import LengthForecaster
+from services.core.placement import OrderName
 from services.core.presets import Preset
 from services.core.slo import Tier, VerdictMode
 from services.core.view import EARLY_SPEND, PlanSettings
@@ -38,7 +40,8 @@ __all__ = ["BUDGETS", "OPTIONS", "System", "UnknownSystemError", "build_front", 
 
 BUDGETS: Final = (512, 2048, 8192)
 BOUNDS: Final = (4, 8, 16, 32, 64)
-OPTIONS: Final = frozenset({"firm", "late", "known", "nospend", "hold", "nofloor", "noleftover"})
+_ORDERS: Final = {name.value.replace("-", ""): name for name in OrderName if name is not OrderName.FULLEST_FIRST}
+OPTIONS: Final = frozenset({"firm", "late", "known", "nospend", "hold", "nofloor", "noleftover", *_ORDERS})
 _DEFAULT_BUDGET = 2048
 _OUR_BUDGET = 8192
 
@@ -145,6 +148,7 @@ def _front_settings(system: System, preset: Preset, tiers: tuple[Tier, ...]) -> 
         verdict=next((mode for mode in VerdictMode if mode.value in system.options), VerdictMode.EARLY),
         floor=0.0 if "nofloor" in system.options else 0.85,
         best_effort="noleftover" not in system.options,
+        order=next((_ORDERS[option] for option in system.options & _ORDERS.keys()), OrderName.FULLEST_FIRST),
     )
 
 

@@ -135,6 +135,28 @@ def test_replicas_share_the_load(engines: Engines) -> None:
     assert four.attainment == 1.0
 
 
+def test_orders_gather_or_spread_the_calls(engines: Engines) -> None:
+    jobs = [job(n, 0.2 * n, prompt=200, output=40, ttft_s=2.0) for n in range(12)]
+    used = {}
+    for system in ("slos-mh+known", "slos-mh+known+roundrobin"):
+        clock = Clock()
+        front = build_front(parse_systems(system)[0], engines, PRESET, TIERS, workload(jobs), clock, replicas=3)
+        Simulation(clock, front, jobs).run()
+        used[system] = [replica.steps > 0 for replica in front.replicas]
+    assert used == {"slos-mh+known": [True, False, False], "slos-mh+known+roundrobin": [True, True, True]}
+
+
+def test_a_session_returns_to_the_replica_that_holds_its_history(engines: Engines) -> None:
+    stage = (Stage(StageKind.TOOL_CALL, 0.05, 8),)
+    calls = (Call(600, 0, 1.0, stage), Call(800, 608, 1.0, stage, gap_s=1.0))
+    jobs = [Job(n, "tool-agent", 0.7 * n, calls) for n in range(4)]
+    run = simulate(engines, "slos-mh+known+roundrobin", jobs, prefix_caching=1, replicas=2)
+    uncached_s = PRESET.model.seconds(BatchShape(800 - (600 + 8 - 1) // 16 * 16))
+    second = [call for call in run.calls if call.index == 1]
+    assert len(second) == 4
+    assert all(call.token_s[0] - call.arrival_s < uncached_s + 0.06 for call in second)
+
+
 def test_a_run_is_cut_once_too_much_is_missed(engines: Engines) -> None:
     jobs = [job(n, 0.01 * n, prompt=3000, ttft_s=0.3) for n in range(200)]
     clock = Clock()

@@ -1,0 +1,23 @@
+"""How sure a scaling factor is."""
+
+import math
+
+import pytest
+
+from bench.scale import ratio_interval
+
+
+def test_the_interval_of_equal_ratios_has_no_width() -> None:
+    assert ratio_interval([4.1, 4.1, 4.1]) == pytest.approx((4.1, 0.0))
+
+
+def test_the_interval_follows_students_distribution() -> None:
+    mean, half = ratio_interval([3.8, 4.0, 4.2])
+    assert mean == pytest.approx(4.0)
+    assert half == pytest.approx(4.30 * 0.2 / math.sqrt(3))
+
+
+def test_one_run_says_nothing_about_its_spread() -> None:
+    mean, half = ratio_interval([4.2])
+    assert mean == 4.2
+    assert math.isnan(half)
