@@ -75,7 +75,8 @@ class ScalingState:
 def decide_scale(state: ScalingState, sample: FleetSample, policy: ScalingPolicy) -> ScalingState:
     """The state after a sample; its `desired` lies within the bounds and moves out by the share declined, in by one.
 
-    While replicas are starting nothing more is added for the same pressure, and nothing removed.
+    While replicas are starting nothing more is added for the same pressure. One that finds no node is one too many all
+    the same where others stand idle.
     """
     now = _faded(state, sample, policy)
     enough = now.offered >= policy.min_offered
@@ -92,7 +93,7 @@ def decide_scale(state: ScalingState, sample: FleetSample, policy: ScalingPolicy
     if settled and _lasted(now.pressed_since_s, sample.at_s, policy.out_after_s):
         wanted = desired + max(1, math.floor(desired * now.decline_rate))
         desired = min(wanted, policy.max_replicas)
-    elif settled and _lasted(now.slack_since_s, sample.at_s, policy.in_after_s):
+    elif _lasted(now.slack_since_s, sample.at_s, policy.in_after_s):
         desired = max(desired - 1, policy.min_replicas)
     if desired != now.desired:
         return ScalingState(desired, at_s=sample.at_s)

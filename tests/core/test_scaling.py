@@ -39,6 +39,11 @@ def test_replicas_that_are_starting_are_waited_for() -> None:
     assert (state.desired, changes) == (2, 0)
 
 
+def test_a_replica_that_finds_no_node_is_given_up_where_others_stand_idle() -> None:
+    state, _ = run(ScalingState(4), 33, ready=3, starting=1, idle=2.0)
+    assert state.desired == 3
+
+
 def test_idle_replicas_are_removed_one_by_one_after_a_while() -> None:
     state, changes = run(ScalingState(4), 29, idle=2.5)
     assert changes == 0
