@@ -23,6 +23,8 @@ COMPOSE ?= $(shell $(DOCKER) compose version >/dev/null 2>&1 && echo $(DOCKER) c
 
 # make test: T=tests/core runs one folder, PYTEST_ARGS="-k cancel -x" is passed on
 T ?= tests
+SOAK_MINUTES ?= 10
+SOAK_SEED ?= 1
 PYTEST_ARGS ?=
 
 PY := $(VENV)/bin/python
@@ -38,7 +40,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup protos run test golden check format images compose compose-test lock clean distclean
+.PHONY: help setup protos run test faults soak flood golden check format images compose compose-test lock clean distclean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -120,6 +122,15 @@ compose-test: setup images ## start all containers, kill a worker under load: no
 
 test: setup $(NODE_MODULES) ## everything that needs no GPU, on real Redis and real vLLM
 	@$(PY) -m pytest $(T) $(PYTEST_ARGS)
+
+faults: setup ## services killed under load, one kind after the other
+	@$(PY) -m pytest tests/faults -m "" $(PYTEST_ARGS)
+
+soak: setup ## random faults under load for SOAK_MINUTES=10, then a table: lost, repeated, run twice, left behind
+	@$(PY) -m bench soak --minutes $(SOAK_MINUTES) --seed $(SOAK_SEED)
+
+flood: setup ## ten times the load, slow readers, ten thousand open streams: what is kept, what is shed, memory
+	@$(PY) -m bench flood
 
 golden: setup ## write the golden plans of tests/core anew, for review
 	@SLOS_GOLDEN=rewrite $(PY) -m pytest tests/core/test_golden_plans.py

@@ -11,6 +11,7 @@ COMMANDS: Final = {
     "capacity": "the highest load each system carries, in virtual time around vLLM's scheduler",
     "bound": "the hindsight bound of every scenario, a linear program",
     "demo": "start everything, send recorded traffic, show promised against delivered",
+    "flood": "ten times the load, slow readers and ten thousand streams on the real stack",
     "gpu": "profile a GPU, fit the model, serve the mixed scenario beside plain vLLM",
     "hook": "what the hook adds to a step of vLLM's scheduler",
     "live": "the full stack in real time beside plain vLLM, from recorded traffic",
@@ -19,6 +20,7 @@ COMMANDS: Final = {
     "report": "collect all results into docs/results.md",
     "scale": "capacity over the number of replicas, and the cost of placing",
     "replay": "decide recorded plans again, under the same policy or another",
+    "soak": "random faults under load on the real stack: what was lost, repeated, run twice or left behind",
     "sweep": "attainment over load in virtual time, with a plot",
 }
 
