@@ -1,10 +1,14 @@
 """Requests whose worker is gone: placed again, or ended with a precise status."""
 
+import asyncio
+
 import pytest
 
 from protos import types_pb2
 from services.admission.tokens import ModelTokens
 from services.client import Event, Finished, Reason, SloServeError, Tokens, VerdictChanged
+from services.common import keys
+from services.common.registry import ReplicaRegistry
 from services.common.request_record import RequestState
 from tests.services.admission.world import BEST_EFFORT, World, ids_of, soon
 
@@ -158,3 +162,29 @@ async def test_a_worker_that_has_its_lease_back_in_time_goes_on_with_the_request
     assert [token for event in events if isinstance(event, Tokens) for token in event.ids] == ids[2:]
     assert isinstance(events[-1], Finished)
     assert events[-1].attempts == 1
+
+
+async def test_a_worker_whose_stream_breaks_has_a_second_to_show_that_it_lives(
+    world: World, tokens: ModelTokens
+) -> None:
+    await world.start_worker("w1")
+    stream = world.client.generate("Go on.", application="chatbot", request_id="l-10", temperature=0)
+    await anext(stream)
+    await world.placed()
+    world.worker.emit("l-10", ids_of(tokens, "so far"))
+    await anext(stream)
+    world.router.replica_id = "w1"
+    await world.worker.stop()  # killed: its lease, of many seconds, stands
+    changed = await asyncio.wait_for(anext(stream), 3.0)
+    assert isinstance(changed, VerdictChanged)
+    assert "w0 was lost" in changed.reason
+
+
+async def test_a_live_worker_renews_a_lease_that_was_cut_short(world: World) -> None:
+    registry = ReplicaRegistry(world.redis)
+    await registry.doubt("w0", world.worker.started_us + 1, 0.001)  # about an earlier process of that name
+    assert await world.redis.pttl(keys.replica_key("w0")) > 1000
+    await registry.doubt("w0", world.worker.started_us, 0.9)
+    assert 0 < await world.redis.pttl(keys.replica_key("w0")) <= 900
+    assert await registry.renew("w0", world.worker.started_us, 30.0)
+    assert await world.redis.pttl(keys.replica_key("w0")) > 1000
