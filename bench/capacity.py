@@ -1,6 +1,5 @@
 """`python -m bench capacity`: the highest load with attainment >= 0.90, per scenario, window and system."""
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -10,16 +9,17 @@ from typing import Annotated, Any, Final
 import typer
 from rich.console import Console
 
+from bench.capacity_book import ResultBook
 from bench.capacity_search import Capacity, Laboratory, Metric, find_capacity
-from bench.report_files import RESULTS, markdown_table, provenance, write_result
+from bench.report_files import RESULTS
 from bench.scenario import SCENARIOS, ScenarioError, load_scenarios
 from bench.scenario_jobs import Workload, build_workload
 from bench.simulator_engine import Engines
-from bench.systems import System, UnknownSystemError, families, parse_systems
+from bench.systems import System, UnknownSystemError, parse_systems
 from bench.workload import TRACES, WorkloadError
 from services.core.presets import UnknownPresetError, preset
 
-__all__ = ["METRICS", "SIX", "Row", "main", "summary"]
+__all__ = ["METRICS", "SIX", "Row", "main"]
 
 SIX: Final = ("chatbot", "coder", "summarizer", "tool-agent", "reasoner", "mixed")
 METRICS: Final[dict[str, Metric]] = {
@@ -73,9 +73,14 @@ def main(
     scenarios: Annotated[Path, typer.Option(help="scenario file")] = SCENARIOS,
     traces: Annotated[Path, typer.Option(help="directory of traces")] = TRACES,
     results: Annotated[Path, typer.Option(help="where results are written")] = RESULTS,
-    label: Annotated[str, typer.Option(help="name of the result files; default: what was run")] = "",
+    label: Annotated[str, typer.Option(help="name of the result files; default: the settings")] = "",
+    fresh: Annotated[bool, typer.Option("--fresh", help="forget what the result files hold already")] = False,
 ) -> None:
-    """Find capacities by bisection in virtual time around vLLM's real scheduler."""
+    """Find capacities by bisection in virtual time around vLLM's real scheduler.
+
+    Results are written after every capacity. Rows that the files hold for the same settings are kept unless they are
+    measured again, so that a long comparison can be made in parts.
+    """
     console = Console()
     try:
         file, chosen, members = load_scenarios(scenarios), preset(preset_name), parse_systems(systems)
@@ -87,19 +92,18 @@ def main(
             build_workload(file, name, chosen.model, index=index, seed=seed, traces=traces)
             for name, index, seed in product(names, _numbers(windows), _numbers(seeds))
         )
-        rows = [row for workload in workloads for row in _measure(laboratory, members, workload, judge, console)]
+        kv = "inf" if kv_blocks < 0 else blocks
+        settings = {"metric": metric, "kv_blocks": kv, "replicas": replicas, "depth": depth, "precision": 0.03}
+        book = ResultBook(results, label or f"capacity-{preset_name}-kv{kv}-{metric}", settings, chosen, fresh=fresh)
+        for workload in workloads:
+            for row in _measure(laboratory, members, workload, judge, console):
+                book.add(row.as_json())
     except (ScenarioError, WorkloadError, UnknownSystemError, UnknownPresetError) as error:
         raise typer.BadParameter(str(error)) from None
     except KeyError:
         raise typer.BadParameter(f"no metric {metric!r}; there are: {', '.join(METRICS)}") from None
-    text = summary(rows, families(members))
-    console.print(text)
-    kv = "inf" if kv_blocks < 0 else blocks
-    settings = {"metric": metric, "kv_blocks": kv, "replicas": replicas, "depth": depth, "precision": 0.03}
-    result = {"kind": "capacity", "settings": settings, "rows": [row.as_json() for row in rows]}
-    stem = label or f"capacity-{preset_name}-kv{kv}-{metric}"
-    path = write_result(results, stem, {**result, **provenance(chosen)}, text)
-    console.print(f"written: {path} and .md")
+    console.print(book.text)
+    console.print(f"written: {book.path} and .md")
 
 
 def _measure(
@@ -122,32 +126,6 @@ def _measure(
             soft_wrap=True,
         )
         yield row
-
-
-def summary(rows: Sequence[Row], names: Sequence[str]) -> str:
-    """Mean capacity over windows and seeds by scenario and family, the best member counting in every window."""
-    lines, ratios = [], []
-    for scenario in dict.fromkeys(row.scenario for row in rows):
-        means = [_mean_of_best([row for row in rows if row.scenario == scenario and row.family == f]) for f in names]
-        cells = [f"{mean:.2f}" for mean in means]
-        if len(names) > 1:
-            ratio = means[-1] / means[0] if means[0] else math.inf
-            ratios.append(ratio)
-            cells.append(f"{ratio:.2f}")
-        lines.append([scenario, *cells])
-    header = ["capacity, jobs/s", *names, *([f"{names[-1]} / {names[0]}"] if len(names) > 1 else [])]
-    if len(ratios) > 1 and all(math.isfinite(ratio) and ratio > 0 for ratio in ratios):
-        mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
-        lines.append(["geometric mean", *("" for _ in names), f"{mean:.2f}"])
-    return markdown_table(header, lines)
-
-
-def _mean_of_best(rows: Sequence[Row]) -> float:
-    best: dict[tuple[int, int], float] = {}
-    for row in rows:
-        place = (row.window, row.seed)
-        best[place] = max(best.get(place, 0.0), row.capacity.rate)
-    return sum(best.values()) / len(best) if best else 0.0
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -36,7 +36,7 @@ from services.core.presets import Preset
 from services.core.slo import Tier, VerdictMode
 from services.core.view import EARLY_SPEND, PlanSettings
 
-__all__ = ["BUDGETS", "OPTIONS", "System", "UnknownSystemError", "build_front", "families", "parse_systems"]
+__all__ = ["BUDGETS", "OPTIONS", "System", "UnknownSystemError", "build_front", "parse_systems"]
 
 BUDGETS: Final = (512, 2048, 8192)
 BOUNDS: Final = (4, 8, 16, 32, 64)
@@ -74,11 +74,6 @@ class System:
 def parse_systems(names: str) -> tuple[System, ...]:
     """Systems of a comma-separated list; UnknownSystemError lists the known names."""
     return tuple(system for name in names.split(",") if name.strip() for system in _members(name.strip()))
-
-
-def families(systems: tuple[System, ...]) -> tuple[str, ...]:
-    """The families in the order asked for."""
-    return tuple(dict.fromkeys(system.family for system in systems))
 
 
 def _members(name: str) -> list[System]:

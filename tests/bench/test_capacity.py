@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from bench.capacity import Row, summary
+from bench.capacity import Row
+from bench.capacity_book import ResultBook, summary
 from bench.capacity_search import Capacity, Laboratory, Point, find_capacity
 from bench.metrics import Outcome
 from bench.report import collect
@@ -14,7 +15,7 @@ from bench.report_files import write_result
 from bench.scenario import ScenarioRule
 from bench.scenario_jobs import Workload
 from bench.simulator_engine import Engines
-from bench.systems import System, UnknownSystemError, families, parse_systems
+from bench.systems import System, UnknownSystemError, parse_systems
 from services.core.admission import Policy
 from services.core.presets import preset
 
@@ -49,7 +50,7 @@ def test_a_run_that_was_cut_is_not_carried() -> None:
 def test_a_family_is_all_its_members() -> None:
     systems = parse_systems("vllm,sarathi,slos-mh+known")
     assert [system.name for system in systems] == ["vllm-512", "vllm-2048", "vllm-8192", "sarathi", "slos-mh+known"]
-    assert families(systems) == ("vllm", "sarathi", "slos-mh+known")
+    assert [system.family for system in systems] == ["vllm", "vllm", "vllm", "sarathi", "slos-mh+known"]
     assert systems[-1].policy is Policy.MH
 
 
@@ -71,10 +72,34 @@ def test_the_summary_takes_the_best_member_in_every_window_and_the_geometric_mea
         row("coder", "vllm-512", "vllm", 1.0),
         row("coder", "slos-mh", "slos-mh", 8.0),
     ]
-    text = summary(rows, ("vllm", "slos-mh"))
+    text = summary([entry.as_json() for entry in rows])
     assert "| chatbot | 4.00 | 8.00 | 2.00 |" in text
     assert "| coder | 1.00 | 8.00 | 8.00 |" in text
     assert "| geometric mean |  |  | 4.00 |" in text
+
+
+def test_ratios_are_over_the_windows_that_both_were_measured_in() -> None:
+    rows = [
+        row("chatbot", "vllm-512", "vllm", 4.0, window=0),
+        row("chatbot", "vllm-512", "vllm", 2.0, window=1),
+        row("chatbot", "slos-mh", "slos-mh", 8.0, window=0),
+    ]
+    assert "| chatbot | 3.00 | 8.00 | 2.00 |" in summary([entry.as_json() for entry in rows])
+
+
+def test_a_comparison_can_be_made_in_parts(tmp_path: Path) -> None:
+    settings = {"metric": "met", "kv_blocks": 7000}
+    for entry in (row("chatbot", "vllm-512", "vllm", 4.0), row("chatbot", "slos-mh", "slos-mh", 6.0)):
+        ResultBook(tmp_path, "c", settings, PRESET).add(entry.as_json())
+    ResultBook(tmp_path, "c", settings, PRESET).add(row("chatbot", "slos-mh", "slos-mh", 8.0).as_json())
+    assert "| chatbot | 4.00 | 8.00 | 2.00 |" in (tmp_path / "c.md").read_text()
+
+
+def test_rows_of_other_settings_are_not_mixed_in(tmp_path: Path) -> None:
+    ResultBook(tmp_path, "c", {"kv_blocks": 7000}, PRESET).add(row("chatbot", "vllm-512", "vllm", 4.0).as_json())
+    other = ResultBook(tmp_path, "c", {"kv_blocks": 9000}, PRESET)
+    other.add(row("chatbot", "slos-mh", "slos-mh", 8.0).as_json())
+    assert "vllm" not in other.text
 
 
 def test_the_page_shows_capacities_beside_their_bounds(tmp_path: Path) -> None:
