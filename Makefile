@@ -40,7 +40,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup protos run test faults soak flood golden check format images compose compose-test lock clean distclean
+.PHONY: help setup protos run test faults slow soak flood golden check format images compose compose-test lock clean distclean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -125,6 +125,9 @@ test: setup $(NODE_MODULES) ## everything that needs no GPU, on real Redis and r
 
 faults: setup ## services killed under load, one kind after the other
 	@$(PY) -m pytest tests/faults -m "" $(PYTEST_ARGS)
+
+slow: setup ## the tests that take minutes each or a quiet machine: Ray, drafts, mixed fleets
+	@$(PY) -m pytest tests -m slow $(PYTEST_ARGS)
 
 soak: setup ## random faults under load for SOAK_MINUTES=10, then a table: lost, repeated, run twice, left behind
 	@$(PY) -m bench soak --minutes $(SOAK_MINUTES) --seed $(SOAK_SEED)

@@ -26,6 +26,8 @@ __all__ = ["FleetChange", "ReplicaRegistry", "ReplicaWatcher"]
 
 _log = logging.getLogger(__name__)
 
+_CANCEL_AGAIN_S = 1.0
+
 _TEXT = ("replica_id", "address", "model", "engine", "planner")
 _NUMBERS = (
     *("total_blocks", "block_size", "max_num_seqs", "max_model_len", "started_us"),
@@ -153,10 +155,10 @@ class ReplicaWatcher:
 
     async def stop(self) -> None:
         """Stop watching."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
+        task, self._task = self._task, None
+        while task is not None and not task.done():
+            task.cancel()  # again where a reply of Redis swallowed it
+            await asyncio.wait({task}, timeout=_CANCEL_AGAIN_S)
 
     async def refresh(self) -> None:
         """Read the fleet now. Raises SloServeError BROKER_UNAVAILABLE."""

@@ -28,6 +28,7 @@ MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 
 _log = logging.getLogger(__name__)
 
+_STUBBORN_S = 5.0
 _HEALTH_PREFIX = "/grpc.health.v1.Health/"
 
 _KEEPALIVE: list[tuple[str, int]] = [
@@ -192,9 +193,12 @@ class RpcServer:
             await self._health.set(name, status)
 
     async def stop(self, grace_s: float) -> None:
-        """Stop accepting calls and end the open ones after `grace_s` seconds."""
+        """Stop accepting calls and end the open ones after `grace_s` seconds; one that will not end is left behind."""
         await self.set_serving(False)
-        await self.grpc.stop(grace_s)
+        try:
+            await asyncio.wait_for(self.grpc.stop(grace_s), grace_s + _STUBBORN_S)
+        except TimeoutError:
+            _log.warning("calls that were told to end have not after %.0f s", grace_s + _STUBBORN_S)
 
 
 def open_channel(address: str, *, traced: bool = True) -> grpc.aio.Channel:

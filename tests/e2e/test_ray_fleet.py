@@ -21,6 +21,8 @@ from services.worker.fleet.actor import WorkerActor
 from tests.e2e.calls import Reply, generate, request
 from tests.e2e.test_two_workers import expected
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 START_S = 240.0
 ADMITTED = types_pb2.VERDICT_KIND_ADMITTED

@@ -303,6 +303,7 @@ async def test_a_dead_engine_ends_every_iterator(engine: VllmEngine) -> None:
     assert (await collect(engine, submission("too-late")))[-1].end is EngineEnd.ERROR
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("two_batches", [False, True])
 async def test_it_speculates_with_the_same_tokens_in_fewer_steps(tmp_path: Path, two_batches: bool) -> None:
     settings = EngineSettings(

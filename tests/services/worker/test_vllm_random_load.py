@@ -90,7 +90,10 @@ async def plain_outputs() -> list[list[int]]:
     return await plain_outputs_of([(case.prompt, case.output_tokens) for case in cases()])
 
 
-@pytest.fixture(scope="module", params=ENGINES)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.slow if name == "speculation" else ()) for name in ENGINES],
+)
 async def engine(
     request: pytest.FixtureRequest, plain_outputs: list[list[int]], tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[VllmEngine]:
