@@ -21,10 +21,10 @@ class LagEstimate:
         self._seen.append((now_s, max(0.0, lag_s)))
 
     def seconds(self, now_s: float) -> float:
-        """What to reckon with; 0 while nothing recent is known."""
+        """What to reckon with; 0 while nothing recent is known. Among few, the largest is left out as an accident."""
         while self._seen and now_s - self._seen[0][0] > _FRESH_S:
             self._seen.popleft()
         if not self._seen:
             return 0.0
         lags = sorted(lag_s for _, lag_s in self._seen)
-        return lags[math.ceil(_QUANTILE * len(lags)) - 1]
+        return lags[math.floor(_QUANTILE * (len(lags) - 1))]

@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 __all__ = ["emulated_arguments", "engine_info", "special_ids_of", "vllm_arguments"]
 
 _SCHEDULER = "services.worker.scheduler.SloScheduler"
+_CPU_EXECUTOR = "services.worker.in_process_executor.InProcessExecutor"
 _EXECUTOR = "services.worker.emulated_executor.EmulatedExecutor"
 _CPU_BLOCK_SIZE = 32
-_CPU_BATCH_TOKENS = 1024
+_CPU_BATCH_TOKENS = 512
 _CPU_MAX_NUM_SEQS = 64
 _CPU_KV_CACHE_GIB = 1.0
 _GIB = 1 << 30
@@ -37,6 +38,7 @@ def vllm_arguments(settings: EngineSettings, hook: HookConfig, on_cpu: bool) -> 
             max_num_seqs=settings.max_num_seqs or _CPU_MAX_NUM_SEQS,
             kv_cache_memory_bytes=int((settings.kv_cache_gib or _CPU_KV_CACHE_GIB) * _GIB),
             enforce_eager=True,
+            distributed_executor_backend=_CPU_EXECUTOR,
         )
     elif settings.gpu_memory_share is not None:
         arguments["gpu_memory_utilization"] = settings.gpu_memory_share

@@ -54,8 +54,8 @@ def cases() -> list[Case]:
                 rng.randint(1, 60),
                 rng.choice(["tight", "loose", BEST_EFFORT, BEST_EFFORT, *VerdictMode]),
                 rng.choice([0.05, 2.0, 30.0]),
-                rng.uniform(0, 3.0),
-                rng.uniform(0, 3.0) if rng.random() < 0.2 else None,
+                rng.uniform(0, 1.0),
+                rng.uniform(0, 0.2) if rng.random() < 0.2 else None,
             )
         )
     return found
