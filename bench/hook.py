@@ -9,6 +9,7 @@ Wall time is what the engine waits for on this machine, CPU time of the thread w
 With two batches in flight the step of an engine runs beside the device; with one it stands in its way.
 """
 
+import gc
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -76,6 +77,8 @@ def _measure(engines: Engines, load: str, count: int, depth: int, steps: int, se
         while ours.scheduler.waiting or plain.scheduler.waiting:
             ours.step()
             plain.step()
+        gc.collect()
+        gc.freeze()  # as vLLM's engine does once it has started
         took: list[tuple[Spent, Spent]] = []
         seen = 0
         for index in range(_WARM_UP_STEPS + steps):

@@ -4,8 +4,9 @@
 `ReplicaView.decoders` and no per-request object is ever built.
 """
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, overload
 
 import numpy as np
@@ -14,10 +15,19 @@ from numpy.typing import NDArray
 from services.core.speculation import expected_tokens
 from services.core.view import Decoder, PlanSettings, Prefill
 
-__all__ = ["DecoderColumns", "Floats", "Ints", "Queue", "TierColumns", "columns_of", "queue_of", "tiers_of"]
+__all__ = ["DecoderColumns", "Floats", "Ints", "OnTier", "Queue", "TierColumns", "columns_of", "queue_of", "tiers_of"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+
+
+class OnTier(NamedTuple):
+    """The running requests that have a tier, summed up: their rows, and what every batch with all of them holds."""
+
+    rows: Ints
+    number: int
+    context_tokens: int
+    due_s: float  # the earliest next deadline; infinite without requests
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,6 +41,20 @@ class DecoderColumns(Sequence[Decoder]):
     context_tokens: Ints
     remaining_tokens: Ints
     promised: NDArray[np.bool_]
+    _on_tier: OnTier | None = field(default=None, init=False, repr=False)
+
+    @property
+    def on_tier(self) -> OnTier:
+        """Summary of the requests with a tier; made once."""
+        found = self._on_tier
+        if found is None:
+            rows = np.nonzero(self.tier >= 0)[0]
+            everything = len(rows) == len(self.ids)
+            context = self.context_tokens if everything else self.context_tokens[rows]
+            due = self.next_deadline_s if everything else self.next_deadline_s[rows]
+            found = OnTier(rows, len(rows), int(context.sum()), float(due.min(initial=math.inf)))
+            object.__setattr__(self, "_on_tier", found)
+        return found
 
     @overload
     def __getitem__(self, index: int) -> Decoder: ...
@@ -108,8 +132,8 @@ def tiers_of(columns: DecoderColumns, prefills: Sequence[Prefill], settings: Pla
     """One row per tier in use. A tier is planned at the tightest TPOT of its members."""
     count = 1 + max(int(columns.tier.max(initial=-1)), max((p.tier for p in prefills), default=-1), 0)
     tpot = np.full(count, np.inf)
-    on_tier = columns.tier >= 0
-    np.minimum.at(tpot, columns.tier[on_tier], columns.tpot_s[on_tier])
+    rows = columns.on_tier.rows
+    np.minimum.at(tpot, columns.tier[rows], columns.tpot_s[rows])
     for prefill in prefills:
         if prefill.tier >= 0:
             tpot[prefill.tier] = min(tpot[prefill.tier], prefill.tpot_s)

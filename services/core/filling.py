@@ -35,20 +35,20 @@ class Filling:
         skipped_ids: Sequence[str] = (),
     ) -> None:
         self.view, self.settings, self.columns = view, settings, columns
-        self.coef, self.tiers = np.array(view.model.rows), tiers
+        self.coef, self.tiers = view.model.coef, tiers
         self.margin_s = settings.margin_s + view.model.margin_s
         self.skipped_ids = skipped_ids
         self.waiting = [p for p in view.prefills if p.tier == BEST_EFFORT_TIER]
-        on_tier = np.nonzero(columns.tier >= 0)[0]
+        on_tier = columns.on_tier.rows
         all_on_tier = len(on_tier) == len(columns)
         self.decode_ids = columns.ids if all_on_tier else [columns.ids[row] for row in on_tier.tolist()]
         self.best_effort_rows = () if all_on_tier else np.nonzero(columns.tier < 0)[0].tolist()
         verify = self.tiers.verify[columns.tier[on_tier]]
         self.tokens = int(verify.sum())
         self.draft = int(verify.max(initial=1)) - 1
-        self.requests = len(on_tier)
-        self.context = int(columns.context_tokens[on_tier].sum())
-        self.due_s = float(columns.next_deadline_s[on_tier].min(initial=math.inf))
+        self.requests = columns.on_tier.number
+        self.context = columns.on_tier.context_tokens
+        self.due_s = columns.on_tier.due_s
         self.free_blocks = view.free_blocks - self._new_blocks(on_tier)
         self.missing_blocks = max(0, -self.free_blocks)
         self.seats = view.max_num_seqs - len(columns) - len(skipped_ids) - sum(p.started for p in view.prefills)

@@ -33,12 +33,14 @@ def _lost_prefills(view: ReplicaView) -> dict[str, Constraint]:
     promised = [prefill for prefill in view.prefills if prefill.tier >= 0 and prefill.promised]
     if not promised:
         return {}
-    columns = columns_of(view.decoders)
-    on_tier = columns.tier >= 0
-    number, context = int(on_tier.sum()), int(columns.context_tokens[on_tier].sum())
+    beside = columns_of(view.decoders).on_tier
     lost: dict[str, Constraint] = {}
     for prefill in promised:
-        shape = BatchShape(number + prefill.remaining_tokens, context + prefill.computed_tokens, number + 1)
+        shape = BatchShape(
+            beside.number + prefill.remaining_tokens,
+            beside.context_tokens + prefill.computed_tokens,
+            beside.number + 1,
+        )
         alone_s = view.model.seconds(shape)
         left_s = prefill.deadline_s - view.start_s
         if (1 - _DOUBT) * alone_s - view.model.margin_s > left_s:
@@ -50,12 +52,13 @@ def _lost_prefills(view: ReplicaView) -> dict[str, Constraint]:
 
 def _lost_decoders(view: ReplicaView, tokens_per_step: float) -> dict[str, Constraint]:
     columns = columns_of(view.decoders)
-    rows = np.flatnonzero((columns.tier >= 0) & columns.promised)
-    if len(rows) == 0:
+    beside = columns.on_tier
+    if beside.number == 0:
         return {}
-    context = int(columns.context_tokens[columns.tier >= 0].sum())
-    number = int((columns.tier >= 0).sum())
-    shortest_s = view.model.seconds(BatchShape(number, context, number))
+    shortest_s = view.model.seconds(BatchShape(beside.number, beside.context_tokens, beside.number))
+    if beside.due_s - view.start_s + view.model.margin_s >= shortest_s:
+        return {}  # none is late even now
+    rows = np.flatnonzero((columns.tier >= 0) & columns.promised)
     slack_s = columns.next_deadline_s[rows] - view.start_s + view.model.margin_s
     late = slack_s < shortest_s
     if not late.any():

@@ -9,6 +9,10 @@
 
 import math
 from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
 
 from services.core import roofline
 from services.core.errors import BadModelError
@@ -62,6 +66,11 @@ class PerfModel:
         rows = tuple((s.k_tok, s.k_ctx, s.k_req, s.k_step, s.b) for s in self.segments)
         object.__setattr__(self, "rows", rows)
 
+    @property
+    def coef(self) -> NDArray[np.float64]:
+        """`rows` as the compiled kernels read them; not to be written to."""
+        return _coef(self.rows)
+
     def seconds(self, shape: BatchShape) -> float:
         """Predicted duration of a batch, seconds."""
         return roofline.seconds(self.rows, shape.tokens, shape.context_tokens, shape.requests, shape.draft_steps)
@@ -81,3 +90,8 @@ class PerfModel:
         step = tokens if chunk is None else max(1, chunk)
         starts = range(0, tokens, step)
         return sum(roofline.seconds(self.rows, min(step, tokens - done), done, 1, 0) for done in starts)
+
+
+@lru_cache(maxsize=64)
+def _coef(rows: tuple[tuple[float, float, float, float, float], ...]) -> NDArray[np.float64]:
+    return np.array(rows)

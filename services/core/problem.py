@@ -66,7 +66,7 @@ def problem_of(
     view: ReplicaView, columns: DecoderColumns, items: Sequence[Prefill], settings: PlanSettings, early_spend: float
 ) -> Problem:
     """The arrays of a view; `items` are the prefills on tiers, already in deadline order."""
-    coef = np.array(view.model.rows)
+    coef = view.model.coef
     tiers = tiers_of(columns, items, settings)
     limits = Limits(
         settings.margin_s + view.model.margin_s,

@@ -90,7 +90,7 @@ class DecoderTable:
         del self.requests[row]
         request.decoding = False
 
-    def advance(self, scheduled: NDArray[np.bool_]) -> None:
+    def advance(self, scheduled: slice | NDArray[np.bool_]) -> None:
         """One more token is in flight for the scheduled rows."""
         self._columns = None
         for name in ("tokens", "context", "outputs"):

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from services.core.admission import Policy
 from services.core.pace import BestEffortPace
@@ -178,16 +179,15 @@ class Books:
         Of a decoder's tokens only one is certain; what else the step yields is booked by `verified`.
         """
         table = self.table
-        if len(scheduled_keys) == len(table) + len(moved):  # every decoder is in it
-            mask = np.ones(len(table), np.bool_)
-        else:
-            mask = np.fromiter((key in scheduled_keys for key in table.keys), np.bool_, len(table))
-        context = int(table.ints("context")[mask].sum())
+        rows: slice | NDArray[np.bool_] = slice(None)
+        if len(scheduled_keys) < len(table) + len(moved):  # not every decoder is in it
+            rows = np.fromiter((key in scheduled_keys for key in table.keys), np.bool_, len(table))
+        context = int(table.ints("context")[rows].sum())
         context += sum(p.computed_tokens - p.scheduled_tokens for p in moved)
         tokens = sum(scheduled_keys.values())
         shape = BatchShape(tokens, context, len(scheduled_keys), draft_steps) if tokens else None
         done_s = self.timer.started(now_s, shape)
-        table.advance(mask)
+        table.advance(rows)
         first = tuple(p.request for p in moved if self._prefill_moved(p, now_s, done_s))
         self._steps.append(_Step(first))
 

@@ -2,8 +2,6 @@
 
 from collections.abc import Iterable
 
-import numpy as np
-
 from services.worker.hook import Hook
 from services.worker.hook_config import model_terms
 from services.worker.hook_pending import Decided
@@ -77,7 +75,7 @@ class Reporter:
         table = self._hook.table
         read = table.columns()  # the next batch is planned with the same, unless something changes before it
         columns = (table.ints("number"), read.context_tokens, table.ints("outputs"), read.remaining_tokens)
-        number, context, outputs, left = (np.ascontiguousarray(column).tobytes() for column in columns)
+        number, context, outputs, left = (column.tobytes() for column in columns)
         return number, context, outputs, left, read.next_deadline_s.tobytes()
 
     def _decided(self, decided: Decided) -> DecidedEntry:

@@ -199,11 +199,14 @@ class SloScheduler(Scheduler):  # type: ignore[misc]
         waiting = hook.considered(list(self._waiting()))
         self._look_up_prefixes(waiting)
         looked_up = waiting[:_PREFIX_LOOKUPS] if self.cache_config.enable_prefix_caching else waiting
-        hook.demote_lost(now_s, looked_up, self._pool())
-        waiting = hook.reconsider(now_s, waiting, self._pool())
-        self._make_room(now_s, waiting)
+        pool = self._pool()
+        hook.demote_lost(now_s, looked_up, pool)
+        waiting = hook.reconsider(now_s, waiting, pool)
+        if hook.crowded(waiting, pool):
+            self._make_room(now_s, waiting)
+            pool = self._pool()
         waiting = [tracked for tracked in waiting if tracked.key in self._tracked and not tracked.started]
-        return hook.steer(now_s, waiting, self._pool())
+        return hook.steer(now_s, waiting, pool)
 
     def _arrange(self, steering: Steering) -> list[Request]:
         """Say the batch to vLLM; the waiting requests to put back afterwards."""
@@ -282,8 +285,6 @@ class SloScheduler(Scheduler):  # type: ignore[misc]
 
     def _make_room(self, now_s: float, waiting: list[TrackedRequest]) -> None:
         """Preempt best effort, latest first, where promised work of the next batch lacks blocks or seats."""
-        if not self._hook.crowded(waiting, self._pool()):
-            return
         victims = [request for request in self.running if not self._tracked[request.request_id].on_tier]
         if not victims:
             return

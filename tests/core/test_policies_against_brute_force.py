@@ -20,7 +20,7 @@ MANY = settings(max_examples=600, deadline=None, suppress_health_check=list(Heal
 
 
 def problem_from(instance: Instance) -> Problem:
-    items = sorted([*instance.view.prefills, *instance.candidates], key=lambda p: p.deadline_s)
+    items = sorted([*instance.view.prefills, *instance.candidates], key=lambda p: (p.deadline_s, p.id))
     return problem_of(instance.view, columns_of(instance.view.decoders), items, instance.settings, 0.0)
 
 
