@@ -15,12 +15,12 @@ from services.core.memory import forecast
 from services.core.problem import EPS_S, Problem
 from services.core.simulate import FEASIBLE, IN_TIME, LATE, MISS_DEADLINE, MISS_TPOT, simulate
 
-__all__ = ["MISS_BLOCKS", "MISS_SEATS", "Verdict", "behind", "check", "settle"]
+__all__ = ["MISS_BLOCKS", "MISS_SEATS", "Feasibility", "behind", "check", "settle"]
 
 MISS_BLOCKS, MISS_SEATS = 3, 4
 
 
-class Verdict(NamedTuple):
+class Feasibility(NamedTuple):
     """What is missed first (`code`, FEASIBLE for nothing), whose it is, and the numbers."""
 
     code: int
@@ -60,7 +60,7 @@ def _delays_late_ones(problem: Problem, standing: Ints, cap_s: float, late_by_s:
 
 
 @compiled
-def check(fluid: Fluid, stated: bool, standing: Ints, late_by_s: Floats) -> Verdict:
+def check(fluid: Fluid, stated: bool, standing: Ints, late_by_s: Floats) -> Feasibility:
     """Test the prefills that have a standing, over the simulated plan or (`stated`) over the stated model.
 
     `late_by_s` is when each late promise would be through without candidates.
@@ -68,7 +68,7 @@ def check(fluid: Fluid, stated: bool, standing: Ints, late_by_s: Floats) -> Verd
     if stated:
         row, blocks, end = first_miss(fluid, standing)
         code = FEASIBLE if row < 0 else (MISS_BLOCKS if blocks else MISS_DEADLINE)
-        return Verdict(code, row, 0.0, 0.0, end, True, np.empty(0))
+        return Feasibility(code, row, 0.0, 0.0, end, True, np.empty(0))
     problem, cap_s = fluid.problem, fluid.cap_s
     seats = problem.base.steps.shape[0] + np.count_nonzero(standing)
     outcome = simulate(problem, standing, cap_s, behind(standing, late_by_s))
@@ -87,7 +87,7 @@ def check(fluid: Fluid, stated: bool, standing: Ints, late_by_s: Floats) -> Verd
         elif ahead.excess_s > EPS_S:
             code, row = MISS_TPOT, ahead.excess_tier
             needed, available = ahead.batch_s, ahead.batch_s - ahead.excess_s
-    return Verdict(code, row, needed, available, outcome.end_s, outcome.capped, outcome.finish_s)
+    return Feasibility(code, row, needed, available, outcome.end_s, outcome.capped, outcome.finish_s)
 
 
 @compiled

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from services.core.columns import Floats, Ints
 from services.core.compiled import compiled, seconds
-from services.core.feasibility import MISS_BLOCKS, Verdict, check
+from services.core.feasibility import MISS_BLOCKS, Feasibility, check
 from services.core.fluid import Fluid
 from services.core.memory import forecast
 from services.core.problem import EPS_S, Problem
@@ -86,7 +86,7 @@ def screen(problem: Problem, asked: Bools, slack_s: float) -> tuple[Bools, Cause
 
 
 @compiled
-def refused(nothing: Selection, hopeful: Bools, found: Verdict) -> Selection:
+def refused(nothing: Selection, hopeful: Bools, found: Feasibility) -> Selection:
     """Keep nothing, for the one reason found."""
     old = nothing.causes
     causes = Causes(old.code.copy(), old.row.copy(), old.needed.copy(), old.available.copy())

@@ -11,7 +11,7 @@ from protos import router_pb2, types_pb2
 from services.common import keys
 from services.common.clock import Clock
 from services.common.errors import Reason, SloServeError
-from services.common.request_store import RequestStore
+from services.common.request_store import QueueFullError, RequestStore
 from services.core.slo import BEST_EFFORT
 from services.router.candidate import candidate_of, current_stage, output_tokens
 from services.router.fleet import Fleet
@@ -155,7 +155,11 @@ class Placer:
         verdict = best_effort(current_stage(request), hops, asked, self._clock.now_us())
         request.tier, request.promised, request.pending = BEST_EFFORT, False, False
         request.predicted_ttft_ms = request.predicted_tpot_ms = 0.0
-        return await self._append(request, keys.BEST_EFFORT_QUEUE, "", hops, verdict, limit)
+        try:
+            return await self._append(request, keys.BEST_EFFORT_QUEUE, "", hops, verdict, limit)
+        except QueueFullError as full:
+            full.retry_after_ms = earliest_retry_ms(hops)  # by then a replica may promise it
+            raise
 
     async def _append(
         self,

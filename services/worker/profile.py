@@ -37,6 +37,7 @@ _REPEATS = 3
 _SMALLEST_BUDGET = 16
 _LONG_SHARE = 0.3  # of the probes have few requests with long prompts
 _LONG_REQUESTS = 8
+_DRAFTED_PROMPT = 16  # tokens at least: enough to repeat itself
 _PROBE_TIMEOUT_S = 120.0
 _GOOD_R2 = 0.95
 _ENOUGH = 16  # batches that a fit is made of on a machine too slow to run more in time
@@ -46,12 +47,16 @@ _WORTH_KEEPING_R2 = 0.8
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """`requests` prompts of `prompt_tokens` each, prefilled in batches of `budget` tokens, then `steps - 1` decodes."""
+    """`requests` prompts of `prompt_tokens` each, prefilled in batches of `budget` tokens, then `steps - 1` decodes.
+
+    Each decode verifies `draft_steps` drafts.
+    """
 
     requests: int
     prompt_tokens: int
     budget: int
     steps: int
+    draft_steps: int = 0
 
 
 async def load_or_measure(
@@ -70,19 +75,24 @@ async def load_or_measure(
         threads=int(os.environ["OMP_NUM_THREADS"]),
         block_size=engine.info.block_size,
         max_batch_tokens=max_batch_tokens,
+        draft_steps=settings.speculation_tokens,
     )
     kept = load_profile(key, settings.data_dir)
     if kept is not None:
         return kept
     vocabulary = int(config.model_config.get_vocab_size())
-    profile = await measure(engine, vocabulary, settings.profile_s, max_batch_tokens)
+    profile = await measure(engine, vocabulary, settings.profile_s, max_batch_tokens, settings.speculation_tokens)
     if profile.r2_heldout >= _WORTH_KEEPING_R2:
         save_profile(key, profile, settings.data_dir)
     return profile
 
 
-async def measure(engine: "VllmEngine", vocabulary: int, seconds: float, max_batch_tokens: int) -> ReplicaProfile:
+async def measure(
+    engine: "VllmEngine", vocabulary: int, seconds: float, max_batch_tokens: int, max_drafts: int = 0
+) -> ReplicaProfile:
     """Send probes through the engine for about `seconds` and fit the performance model to what was observed.
+
+    On an engine that verifies up to `max_drafts` drafts, every third probe does.
 
     On a machine that is busy with other things it takes as long as the fewest probes do, and the same ones are run
     again until the fit is good or patience ends.
@@ -93,11 +103,11 @@ async def measure(engine: "VllmEngine", vocabulary: int, seconds: float, max_bat
     rng = random.Random(_SEED)
     ran: list[Probe] = []
     with engine.watching(observer):
-        for probe in warm_up_probes(engine.info, max_batch_tokens):
+        for probe in warm_up_probes(engine.info, max_batch_tokens, max_drafts):
             await _run(engine, probe, rng, vocabulary, observer)
         observer.samples.clear()  # the first batch of every size pays for memory and lazy initialisation
         start_s = time.monotonic()
-        for probe in probes(engine.info, max_batch_tokens, rng):
+        for probe in probes(engine.info, max_batch_tokens, rng, max_drafts):
             ran.append(probe)
             for _ in range(_REPEATS):
                 await _run(engine, probe, rng, vocabulary, observer)
@@ -149,19 +159,24 @@ class _Observer:
         self._ended = 0
 
 
-def warm_up_probes(info: EngineInfo, max_batch_tokens: int) -> Iterator[Probe]:
-    """One probe of every batch size and of the most requests, largest first."""
+def warm_up_probes(info: EngineInfo, max_batch_tokens: int, max_drafts: int = 0) -> Iterator[Probe]:
+    """One probe of every batch size, of the most requests, and of the most drafts; largest first."""
     budget = max_batch_tokens
     while budget >= _SMALLEST_BUDGET:
         yield Probe(1, min(budget, _longest_prompt(info)), budget, 2)
         budget //= 2
     yield Probe(info.max_num_seqs, 16, max_batch_tokens, 3)
+    if max_drafts:
+        yield Probe(1, _DRAFTED_PROMPT, max_batch_tokens, _STEPS, max_drafts)
 
 
-def probes(info: EngineInfo, max_batch_tokens: int, rng: random.Random) -> Iterator[Probe]:
+def probes(info: EngineInfo, max_batch_tokens: int, rng: random.Random, max_drafts: int = 0) -> Iterator[Probe]:
     """Probes without end: batch sizes spread evenly, every other one on a logarithmic scale; requests on that scale."""
     longest = _longest_prompt(info)
-    for logarithmic in cycle((True, False)):
+    for index, logarithmic in enumerate(cycle((True, False))):
+        if max_drafts and index % 3 == 2:
+            yield _drafting(info, max_batch_tokens, rng, max_drafts)
+            continue
         budget = round(_SMALLEST_BUDGET * (max_batch_tokens / _SMALLEST_BUDGET) ** rng.random())
         if not logarithmic:
             budget = rng.randint(_SMALLEST_BUDGET, max_batch_tokens)
@@ -173,6 +188,15 @@ def probes(info: EngineInfo, max_batch_tokens: int, rng: random.Random) -> Itera
         yield Probe(requests, max(4, min(longest, prompt_tokens)), max(budget, requests), _STEPS)
 
 
+def _drafting(info: EngineInfo, max_batch_tokens: int, rng: random.Random, max_drafts: int) -> Probe:
+    drafts = rng.randint(1, max_drafts)
+    most = min(info.max_num_seqs, max_batch_tokens // (1 + drafts))
+    requests = round(most ** rng.random())
+    longest = min(_longest_prompt(info) - _STEPS * drafts, max(_DRAFTED_PROMPT, max_batch_tokens // requests))
+    prompt_tokens = rng.randint(min(_DRAFTED_PROMPT, longest), longest)
+    return Probe(requests, prompt_tokens, max_batch_tokens, _STEPS, drafts)
+
+
 def _longest_prompt(info: EngineInfo) -> int:
     return info.max_model_len - _STEPS - 1
 
@@ -182,10 +206,12 @@ async def _run(engine: "VllmEngine", probe: Probe, rng: random.Random, vocabular
 
     Nothing runs until all its requests are in the engine, so that taking them in is not measured.
     """
-    terms = ProbeTerms(probe.requests, probe.budget)
+    terms = ProbeTerms(probe.requests, probe.budget, probe.draft_steps)
     async with asyncio.timeout(_PROBE_TIMEOUT_S), asyncio.TaskGroup() as tasks:
         for index in range(probe.requests):
             prompt = [rng.randrange(vocabulary) for _ in range(probe.prompt_tokens)]
+            if probe.draft_steps:
+                prompt = prompt[:1] * probe.prompt_tokens
             tasks.create_task(engine.run_probe(f"probe-{index}", prompt, probe.steps, terms))
     async with asyncio.timeout(_PROBE_TIMEOUT_S):
         await observer.ended(probe.requests)

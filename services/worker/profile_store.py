@@ -40,6 +40,7 @@ class ProfileKey:
     threads: int
     block_size: int
     max_batch_tokens: int
+    draft_steps: int = 0  # the most drafts that the engine verifies per step
 
     def path(self, data_dir: Path) -> Path:
         """Where this profile lives."""

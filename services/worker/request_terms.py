@@ -40,10 +40,14 @@ class StageTerms(msgspec.Struct, frozen=True, array_like=True):
 
 
 class ProbeTerms(msgspec.Struct, frozen=True, array_like=True):
-    """A request that measures: it waits for the `requests` of its probe and then runs in batches of `budget` tokens."""
+    """A request that measures: it waits for the `requests` of its probe and then runs in batches of `budget` tokens.
+
+    While it decodes, every step verifies `draft_steps` drafts, which it makes certain by repeating one token.
+    """
 
     requests: int
     budget: int
+    draft_steps: int = 0
 
 
 class RequestTerms(msgspec.Struct, frozen=True, array_like=True):

@@ -39,18 +39,20 @@ def sampling_params(
     )
 
 
-def probe_params(request_id: str, steps: int, probe: ProbeTerms) -> "SamplingParams":
-    """The parameters of a request that only measures."""
+def probe_params(request_id: str, steps: int, probe: ProbeTerms, only_token: int | None) -> "SamplingParams":
+    """The parameters of a request that only measures; `only_token` is then all it ever says."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
+    max_tokens = 1 + (steps - 1) * (1 + probe.draft_steps)
     return SamplingParams(
         temperature=0.0,
-        max_tokens=steps,
+        max_tokens=max_tokens,
+        allowed_token_ids=None if only_token is None else [only_token],
         ignore_eos=True,
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,
-        extra_args=to_extra_args(probe_terms(request_id, steps, probe)),
+        extra_args=to_extra_args(probe_terms(request_id, max_tokens, probe)),
     )
 
 

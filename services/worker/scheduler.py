@@ -247,6 +247,8 @@ class SloScheduler(Scheduler):  # type: ignore[misc]
 
     def _allowed(self, tracked: TrackedRequest) -> int:
         """Drafts a request may verify under the latest steering."""
+        if tracked.terms.probe is not None:
+            return tracked.terms.probe.draft_steps
         if self._drafts_allowed is None:
             return int(self.num_spec_tokens)
         tier = self._hook.tier_of(tracked)

@@ -252,10 +252,10 @@ class VllmEngine:
                 collector.close()
 
     async def run_probe(self, request_id: str, prompt_ids: list[int], steps: int, probe: ProbeTerms) -> None:
-        """Run a request that only measures, to its end."""
+        """Run a request that only measures, to its end. One with drafts repeats the last token of its prompt."""
         from vllm.inputs.engine import tokens_input
 
-        params = probe_params(request_id, steps, probe)
+        params = probe_params(request_id, steps, probe, prompt_ids[-1] if probe.draft_steps else None)
         async for _ in _started(self._llm).generate(tokens_input(prompt_ids), params, request_id):
             pass
 

@@ -153,11 +153,11 @@ async def test_a_reservation_is_freed_where_the_client_cancelled_meanwhile(world
 
 async def test_the_shared_queue_sheds_beyond_its_limit(world: World) -> None:
     await world.replica("a")
-    world.planner.refuse("a")
+    world.planner.refuse("a", retry_after_ms=2300)
     for number in range(3):
         await world.place(world.request(f"r{number}"))
     error = await error_of(world.place(world.request("r3")))
-    assert (error.reason, bool(error.retry_after_ms)) == (Reason.NO_CAPACITY, True)
+    assert (error.reason, error.retry_after_ms) == (Reason.NO_CAPACITY, 2300)  # when the plan sees room
     assert await world.redis.xlen(keys.BEST_EFFORT_QUEUE) == 3
 
 

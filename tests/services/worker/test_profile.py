@@ -85,3 +85,14 @@ def test_a_changed_configuration_is_another_model(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"a": 1}', encoding="utf-8")
     assert model_fingerprint(str(tmp_path)) != before
     assert model_fingerprint("org/model") == "org/model"
+
+
+def test_an_engine_that_drafts_is_probed_with_every_number_of_drafts() -> None:
+    sample = list(islice(probes(INFO, 1024, random.Random(1), max_drafts=5), 300))
+    assert {probe.draft_steps for probe in sample} == {0, 1, 2, 3, 4, 5}
+    drafting = [probe for probe in sample if probe.draft_steps]
+    assert len(drafting) == 100
+    for probe in drafting:
+        assert probe.requests * (1 + probe.draft_steps) <= probe.budget <= 1024
+        assert 1 <= probe.requests <= 32
+        assert 16 <= probe.prompt_tokens <= 2048 - probe.steps * (1 + probe.draft_steps)
