@@ -81,6 +81,7 @@ $(VENV)/bin/slosctl: $(VENV)/.created
 # compiled once here, so that planner and workers load them from the cache instead of compiling side by side
 $(KERNELS): $(VENV)/.installed $(wildcard services/core/*.py)
 	@echo "setup: compiling the scheduling core"
+	@rm -f services/core/__pycache__/*.nb[ic]  # kernels of other sources may not even load
 	@$(PY) -c 'from services.core.warm import warm_up; warm_up()'
 	@touch $@
 
