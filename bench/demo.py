@@ -3,9 +3,9 @@
 import asyncio
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 from huggingface_hub import hf_hub_download
@@ -34,6 +34,8 @@ __all__ = ["main"]
 _CPU_LENGTH_DIVISOR = 4.0
 _MAX_ERRORS_SHOWN = 5
 _EXIT_INTERRUPTED = 130
+
+_T = TypeVar("_T")
 
 
 def main(
@@ -87,7 +89,7 @@ async def _run(console: Console, spec: StackSpec, workload: DemoWorkload, *, onc
         await stack.__aenter__()
     try:
         console.print(f"ready after {time.monotonic() - began_s:.1f} s, logs in {spec.data_dir / 'logs'}\n")
-        outcomes = await _traffic(console, stack, workload)
+        outcomes = await _while_all_run(stack, _traffic(console, stack, workload))
         await _show_trace(console, spec, outcomes)
         if not once:
             print_guide(console, stack.admission_address, spec.data_dir)
@@ -99,6 +101,20 @@ async def _run(console: Console, spec: StackSpec, workload: DemoWorkload, *, onc
     finally:
         await stack.__aexit__(None, None, None)
     return all(outcome.progress is Progress.ANSWERED for outcome in outcomes)
+
+
+async def _while_all_run(stack: LocalStack, work: Coroutine[Any, Any, _T]) -> _T:
+    """The result of `work`; ServiceFailedError as soon as a service ends, because requests wait for it in vain."""
+    failure, working = asyncio.create_task(stack.wait_for_failure()), asyncio.create_task(work)
+    try:
+        await asyncio.wait((failure, working), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ServiceFailedError(failure.result())
+        return working.result()
+    finally:
+        for task in (failure, working):
+            task.cancel()
+        await asyncio.gather(failure, working, return_exceptions=True)
 
 
 def _headline(console: Console, spec: StackSpec) -> None:

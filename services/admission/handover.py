@@ -115,7 +115,12 @@ class Handover:
         if from_token == 0 and record.state is not RequestState.FINISHED:
             return
         link = self._workers.link(record.replica_id)
-        found = link is not None and (await link.attach(record.request_id, from_token)).found
+        try:
+            found = link is not None and (await link.attach(record.request_id, from_token)).found
+        except SloServeError as error:
+            if error.reason is not Reason.WORKER_LOST or record.state is RequestState.FINISHED:
+                raise
+            return  # its worker died too: whoever goes on with the request has what it had, or makes it again
         if not found and record.state is RequestState.FINISHED:
             raise SloServeError(
                 Reason.REQUEST_UNKNOWN, f"request {record.request_id!r} has finished and its output is gone"

@@ -26,7 +26,7 @@ dead = typer.Typer(help="Requests that were given up: list them, or send one aga
 def _table(letters: Sequence[DeadLetter]) -> Table:
     table = Table(title="dead letters", title_justify="left", title_style="bold", header_style="dim", box=None)
     for header in ("letter", "request", "application", "tenant", "tokens in", "attempts", "since", "why"):
-        table.add_column(header, overflow="fold")
+        table.add_column(header, overflow="fold", no_wrap=header == "letter")  # to be copied into `redrive`
     for letter in letters:
         since = datetime.fromtimestamp(letter.buried_us / 1e6, UTC).strftime("%Y-%m-%d %H:%M:%S")
         tokens = "-" if letter.request is None else str(len(letter.request.prompt_token_ids))

@@ -167,6 +167,24 @@ async def test_the_process_left_behind_does_not_cancel_what_moved(world: World, 
         assert text_of([event async for event in stream]) == "moved on"
 
 
+async def test_another_process_resumes_although_the_worker_died_too(world: World, tokens: ModelTokens) -> None:
+    heir = await world.start_worker("w1")
+    ids = ids_of(tokens, "made again from the start")
+    await broken_after(world, "r-13", ids[:3])
+    other = await world.start_admission()
+    async with SlosClient(f"127.0.0.1:{other.port}") as client:
+        stream = client.resume("r-13", 2)
+        world.router.replica_id = "w1"
+        await world.worker.stop()  # its lease still stands
+        assert isinstance(await anext(stream), Verdict)
+        await world.worker.lose_lease()
+        await soon(lambda: len(world.router.placed) == 2)
+        await heir.claim(world.router.placed[-1])
+        heir.emit("r-13", ids[len(world.router.replaces[0].delivered_token_ids) :], finish=STOP)
+        events = [event async for event in stream]
+    assert text_of(events) == tokens.decode(ids[2:])
+
+
 async def test_another_process_serves_what_finished_meanwhile(world: World, tokens: ModelTokens) -> None:
     ids = ids_of(tokens, "all done by then")
     await broken_after(world, "r-12", ids[:1])
