@@ -32,7 +32,9 @@ async def whole_again(fleet: LocalStack) -> AsyncIterator[None]:
     """A test that failed leaves nobody dead for the next one."""
     yield
     dead = [name for name in fleet.process_names if name != "redis" and not fleet.process(name).running]
+    ends = [fleet.process(name).describe_end() for name in dead]
     await asyncio.gather(*(fleet.restart(name) for name in dead))
+    assert not ends, "\n".join(ends)
 
 
 async def under_load(stack: LocalStack, fault: Callable[[str], Awaitable[None]], shape: Shape = LOAD) -> list[Answer]:
