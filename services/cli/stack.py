@@ -157,10 +157,16 @@ class LocalStack:
             self._start_redis()
         for process_spec in process_specs(self.spec, self._addresses, self.redis_url, os.environ):
             self._processes[process_spec.name] = ServiceProcess(process_spec)
+        turns = asyncio.Semaphore(self.spec.starting_workers)
+
+        async def in_turn(process: ServiceProcess) -> None:
+            async with turns:
+                await self._bring_up(process)
+
         try:
             async with asyncio.TaskGroup() as group:
-                for process in self._processes.values():
-                    group.create_task(self._bring_up(process))
+                for name, process in self._processes.items():
+                    group.create_task(in_turn(process) if name.startswith("worker-") else self._bring_up(process))
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None
         await self.wait_for_replicas(self.spec.num_workers, timeout_s=30.0)

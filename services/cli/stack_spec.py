@@ -40,7 +40,8 @@ class StackSpec:
     `base_port` None finds free ports; a number gives admission that port, router the next, planner the one after, and
     redis four and workers ten above (50051, 50052, 50053, 50055,
     50061...). `environment` goes to every service, `service_environment` to the
-    ones it names (`worker`, or one of them, `worker-1`).
+    ones it names (`worker`, or one of them, `worker-1`). `starting_workers` start at the same time, for an engine needs
+    a core or two and much memory just then; `start_timeout_s` is for each process by itself.
     """
 
     data_dir: Path
@@ -55,6 +56,7 @@ class StackSpec:
     redis_url: str | None = None
     catalogue: Path = CATALOGUE
     start_timeout_s: float = 240.0
+    starting_workers: int = 2
     drain_grace_s: float = 10.0
     environment: Mapping[str, str] = field(default_factory=dict)
     service_environment: Mapping[str, Mapping[str, str]] = field(default_factory=dict)

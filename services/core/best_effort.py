@@ -6,10 +6,13 @@ attainable goes first while it is, so that it can be promoted.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["BestEffortEntry", "may_pull", "order_entries", "to_hand_back"]
+__all__ = ["BEST_EFFORT_PATIENCE_S", "BestEffortEntry", "longest_waiting", "may_pull", "order_entries", "to_hand_back"]
+
+BEST_EFFORT_PATIENCE_S = 30.0
+"""How long best effort waits for what is left over, by default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,16 @@ def may_pull(
     tokens, and the forecast of free blocks (after reservations) exceeds the candidate's prompt.
     """
     return unprefilled_tokens < 2 * batch_tokens and forecast_free_blocks * block_size > prompt_tokens
+
+
+def longest_waiting(arrivals_s: Mapping[str, float], now_s: float, patience_s: float) -> str | None:
+    """The request whose turn it is to be planned although nothing is left over; None while all are within patience.
+
+    Leftovers may be nothing for as long as promises fill a replica. Therefore the oldest request past `patience_s` is
+    planned among the promises, one at a time: what it costs is bounded, and everybody's turn comes.
+    """
+    due = [(arrival_s, request_id) for request_id, arrival_s in arrivals_s.items() if now_s - arrival_s > patience_s]
+    return min(due)[1] if due else None
 
 
 def to_hand_back(entries: Sequence[BestEffortEntry], needed_blocks: int, block_size: int) -> list[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from services.core.admission import Policy
+from services.core.best_effort import BEST_EFFORT_PATIENCE_S
 from services.core.verdict import EARLY_PROMPT_TOKENS
 from services.core.view import PlanSettings
 from services.worker.hook_config import ATTAINMENT_FLOOR
@@ -37,6 +38,7 @@ class EngineSettings:
     attainment_floor: pending requests of an application with less attainment than this count ten times as heavy.
     speculation_tokens: draft tokens that the engine proposes per step, from n-grams of the request; 0: it does not.
     emulated_acceptance: share of the emulated engine's draft tokens that are right.
+    patience_s: how long best effort waits for what is left over before it is planned among the promises.
     """
 
     engine: Literal["vllm", "emulated"]
@@ -64,6 +66,7 @@ class EngineSettings:
     attainment_floor: float = ATTAINMENT_FLOOR
     speculation_tokens: int = 0
     emulated_acceptance: float = 0.6
+    patience_s: float = BEST_EFFORT_PATIENCE_S
 
     @property
     def threads(self) -> int:

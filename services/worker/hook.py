@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from services.core.admission import Policy
+from services.core.admission import Policy, decide
 from services.core.batch import form_batch
 from services.core.columns import columns_of
 from services.core.duration_cap import caps_around
@@ -94,8 +94,41 @@ class Hook(Books):
             self._promised -= 1
             self.outcomes.lost(request)
             self.hold.discard(request)
-            self.demoted.append(Decided(request, False, math.nan, math.nan, lost[request.key]))
+            if not request.aged:  # its client was never told of a promise
+                self.demoted.append(Decided(request, False, math.nan, math.nan, lost[request.key]))
             self._demote(request)
+
+    def age(
+        self,
+        request: TrackedRequest,
+        now_s: float,
+        due_s: float,
+        tpot_s: float,
+        waiting: Sequence[TrackedRequest],
+        pool: Pool,
+    ) -> bool:
+        """Plan a best-effort request like a promise from now on, due at `due_s`; False where that would cost one."""
+        tier = request.tier_names[request.tracker.stage_index]
+        if request.decoding:  # it has its blocks, and costs one token of a batch
+            self.table.sync(request)
+            due_s = now_s + tpot_s
+        else:
+            spare = replace(pool, free_blocks=min(pool.total_blocks, pool.free_blocks + self._best_effort_blocks(pool)))
+            view = self._view(
+                now_s, [r for r in waiting if r.promised], spare, [r for r in self.prefilling.values() if r.promised]
+            )
+            asked = replace(request.prefill(self._tiers.index(tier)), deadline_s=due_s, promised=False)
+            if not decide(view, (asked,), self._policy, self._settings_now(view)).by_id[request.key].admitted:
+                return False
+        request.relax(due_s, tpot_s)
+        self.promote(request, tier, now_s)
+        return True
+
+    def _best_effort_blocks(self, pool: Pool) -> int:
+        """KV blocks of requests that may be preempted for promised work."""
+        contexts = [*self.table.ints("context")[self.table.ints("tier") < 0].tolist()]
+        contexts += [r.computed_tokens for r in self.prefilling.values() if not r.on_tier]
+        return sum(-(-context // pool.block_size) for context in contexts)
 
     def considered(self, waiting: Sequence[TrackedRequest]) -> list[TrackedRequest]:
         """The waiting requests worth planning with: all promised or pending ones and the first of best effort."""

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 
 from services.core.admission import Policy
+from services.core.best_effort import BEST_EFFORT_PATIENCE_S
 from services.core.perf_model import PerfModel, Segment
 from services.core.verdict import EARLY_PROMPT_TOKENS
 from services.core.view import PlanSettings
@@ -43,7 +44,8 @@ class HookConfig(msgspec.Struct, frozen=True):
     `lapse_s`: this long after the last promise, batches are no longer shortened for promises to come.
     `report_interval_s`: reports of mere progress are at least this far apart. `policy` chooses among pending requests,
     `early_prompt_tokens` is how long a prompt may be to be promised before its prefill starts, `attainment_floor` the
-    attainment below which an application's pending requests count ten times as heavy (0: never).
+    attainment below which an application's pending requests count ten times as heavy (0: never). `patience_s`: how long
+    best effort waits for what is left over before it is planned among the promises.
     """
 
     address: str
@@ -55,6 +57,7 @@ class HookConfig(msgspec.Struct, frozen=True):
     policy: Policy = Policy.MH
     early_prompt_tokens: int = EARLY_PROMPT_TOKENS
     attainment_floor: float = ATTAINMENT_FLOOR
+    patience_s: float = BEST_EFFORT_PATIENCE_S
 
     def plan_settings(self, max_batch_tokens: int) -> PlanSettings:
         """The core's settings; the engine's own limit on tokens per batch wins."""

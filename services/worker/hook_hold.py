@@ -24,7 +24,7 @@ class FirstTokenHold:
 
     def first_token(self, request: TrackedRequest, at_s: float, *, wanted: bool) -> bool:
         """A first token is out of the engine; True if it is held. Its anchor is then its deadline."""
-        if not self.enabled or not request.promised:
+        if not self.enabled or not request.promised or request.aged:
             return False
         if not wanted or request.terms.ttft_deadline_s <= at_s:
             self.released.append(request)
@@ -35,7 +35,11 @@ class FirstTokenHold:
 
     def expected_s(self, request: TrackedRequest, done_s: float) -> float:
         """When the first token of a prefill that ends at `done_s` is expected to leave."""
-        return max(done_s, request.terms.ttft_deadline_s) if self.enabled and request.promised else done_s
+        return (
+            max(done_s, request.terms.ttft_deadline_s)
+            if self.enabled and request.promised and not request.aged
+            else done_s
+        )
 
     def release(self, now_s: float, *, wanted: bool) -> list[TrackedRequest]:
         """Requests whose decode deadlines count from now on: all that are held, unless the slack is still wanted."""

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import msgspec
+
 from services.core.slo import BEST_EFFORT
 from services.core.stages import StageTracker
 from services.core.view import BEST_EFFORT_TIER, Prefill
@@ -37,6 +39,7 @@ class TrackedRequest:
 
     __slots__ = (
         "_prefill",
+        "aged",
         "anchor_s",
         "before",
         "computed_tokens",
@@ -81,6 +84,7 @@ class TrackedRequest:
         self.promised = terms.promised
         self.pending = terms.pending and not terms.promised and terms.first_token_s is None
         self.offered = self.promised or self.pending  # its outcome counts, once
+        self.aged = False  # best effort that is planned like a promise, its client not being told
         self.missed = False  # something of its SLO, already
         self.forecast_tokens = terms.forecast_tokens
         self.tier_names = [stage.tier for stage in terms.stages]
@@ -152,9 +156,18 @@ class TrackedRequest:
         self.tier_names = [tier if name == BEST_EFFORT else name for name in self.tier_names]
         self._prefill = None
 
+    def relax(self, due_s: float, tpot_s: float) -> None:
+        """From now on its next token is due at `due_s`, later ones at its own pace or `tpot_s`, the slower of both."""
+        self.aged = True
+        stages = tuple(msgspec.structs.replace(stage, tpot_s=max(stage.tpot_s, tpot_s)) for stage in self.terms.stages)
+        self.terms = msgspec.structs.replace(self.terms, stages=stages, ttft_deadline_s=due_s)
+        if self.anchor_s is not None:
+            self.anchor_s = due_s - self.tokens * self.tpot_s
+        self._prefill = None
+
     def demote(self) -> None:
         """From now on the request is best effort."""
-        self.promised = self.pending = False
+        self.promised = self.pending = self.aged = False
         self._prefill = None
 
     def first_token(self, at_s: float) -> None:

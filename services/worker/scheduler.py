@@ -28,6 +28,7 @@ from vllm.v1.request import Request, RequestStatus
 
 from services.worker.engine_process import end_with_parent, leave_quickly
 from services.worker.hook import Hook
+from services.worker.hook_ageing import Ageing
 from services.worker.hook_config import HookConfig, from_additional_config, model_of
 from services.worker.hook_report import Reporter
 from services.worker.hook_request import TrackedRequest
@@ -75,6 +76,7 @@ class SloScheduler(Scheduler):  # type: ignore[misc]
         )
         self._tracked: dict[str, TrackedRequest] = {}
         self._by_request_id: dict[str, TrackedRequest] = {}
+        self._ageing = Ageing(config.patience_s)
         self._numbers = 0
         self._limits: dict[str, int] = {}
         self._last_budget = 0
@@ -149,6 +151,7 @@ class SloScheduler(Scheduler):  # type: ignore[misc]
                 del self._by_request_id[tracked.terms.request_id]
             finished = request.status in (RequestStatus.FINISHED_STOPPED, RequestStatus.FINISHED_LENGTH_CAPPED)
             self._hook.removed(tracked, self._clock() if finished else None)
+            self._ageing.ended(tracked)
         return super()._free_request(request, delay_free_blocks)
 
     def _preempt_request(self, request: Request, timestamp: float, drop_stale_output: bool = False) -> None:
@@ -201,6 +204,7 @@ class SloScheduler(Scheduler):  # type: ignore[misc]
         looked_up = waiting[:_PREFIX_LOOKUPS] if self.cache_config.enable_prefix_caching else waiting
         pool = self._pool()
         hook.demote_lost(now_s, looked_up, pool)
+        self._ageing.step(hook, now_s, waiting, pool)
         waiting = hook.reconsider(now_s, waiting, pool)
         if hook.crowded(waiting, pool):
             self._make_room(now_s, waiting)

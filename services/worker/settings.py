@@ -8,6 +8,7 @@ from pydantic_settings import NoDecode
 from services.common.config import ServiceSettings
 from services.common.telemetry import traces_endpoint
 from services.core.admission import Policy
+from services.core.best_effort import BEST_EFFORT_PATIENCE_S
 from services.core.presets import PRESETS
 from services.core.speculation import MAX_VERIFY_TOKENS
 from services.core.verdict import EARLY_PROMPT_TOKENS
@@ -45,6 +46,7 @@ class WorkerSettings(ServiceSettings):
     emulated_acceptance: share of draft tokens that are right (`emulated` only).
     early_spend: in a conflict, promised decodes may be late by this share of their remaining TPOT budget and catch up.
     hold_first_token: promised first tokens may leave as late as their deadline while prefills wait.
+    best_effort_patience_s: how long best effort waits for what is left over before it is planned among the promises.
     lease_s: how long the replica stays known without a sign of life.
     retention_s: how long output nobody has collected is kept after its end.
     """
@@ -76,6 +78,7 @@ class WorkerSettings(ServiceSettings):
     emulated_acceptance: Annotated[float, Field(ge=0, le=1)] = 0.6
     early_spend: Annotated[float, Field(ge=0, lt=1)] = EARLY_SPEND
     hold_first_token: bool = False
+    best_effort_patience_s: Annotated[float, Field(gt=0, le=86_400)] = BEST_EFFORT_PATIENCE_S
     lease_s: Annotated[float, Field(ge=0.5, le=60)] = 3.0
     retention_s: Annotated[float, Field(ge=1, le=3600)] = 60.0
 
@@ -131,4 +134,5 @@ class WorkerSettings(ServiceSettings):
             speculation_tokens=self.speculation_tokens if self.speculation != "off" else 0,
             emulated_acceptance=self.emulated_acceptance,
             plan=PlanSettings(hold_first_token=self.hold_first_token, early_spend=self.early_spend),
+            patience_s=self.best_effort_patience_s,
         )

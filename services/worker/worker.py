@@ -106,7 +106,7 @@ class Worker:
         await self._start_engine()
         info, model = self._engine.info, self._engine.perf_model
         self._mirror = StateMirror(self._settings.replica_id, info, model, self._clock)
-        room = BestEffortRoom(info, model)
+        room = BestEffortRoom(info, model, self._settings.best_effort_patience_s, self._clock.now_s)
         generations = self._generations = Generations(self._parts(self._mirror), room.ended)
         self._intake = Intake(
             reader=self._reader,

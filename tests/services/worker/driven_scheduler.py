@@ -76,6 +76,7 @@ class DrivenScheduler:
         acceptance: float = 0.6,
         hold_first_token: bool = False,
         attainment_floor: float = 0.85,
+        patience_s: float = 30.0,
         **settings: Any,
     ) -> None:
         self.now_s = 100.0
@@ -91,6 +92,7 @@ class DrivenScheduler:
             terms,
             emulation=EmulationTerms(terms, VOCABULARY, (0, 1, 2), acceptance),
             attainment_floor=attainment_floor,
+            patience_s=patience_s,
         )
         config.additional_config = hook.additional_config()
         config.scheduler_config.async_scheduling = depth > 1
@@ -131,10 +133,14 @@ class DrivenScheduler:
         forecast: int | None = None,
         application: str = "app",
         weight: int = 1,
+        asked: bool = False,
     ) -> Sent:
-        """Put a request into the scheduler's queue now; one that is `pending` has no promise yet."""
+        """Put a request into the scheduler's queue now; one that is `pending` has no promise yet.
+
+        `asked`: best effort that once asked for an SLO, as everything that comes from the shared queue has.
+        """
         promised = promised and pending is None
-        on_tier = promised or pending is not None
+        on_tier = promised or pending is not None or asked
         number = len(self.sent)
         ids = [3 + (7 * i + 131 * number) % 4000 for i in range(prompt)] if isinstance(prompt, int) else prompt
         stage = StageTerms(StageKind.ANSWER.value, tier if on_tier else BEST_EFFORT, tpot_s, output_tokens, None)

@@ -61,6 +61,21 @@ def test_what_the_scheduler_has_not_reported_yet_counts_too() -> None:
     assert room.fits()
 
 
+def test_an_engine_without_best_effort_for_too_long_takes_one_request() -> None:
+    now_s = 100.0
+    room = BestEffortRoom(INFO, MODEL, patience_s=30.0, now_s=lambda: now_s)
+    room.apply(replace(BUSY, free_blocks=0))
+    now_s += 29
+    assert not room.fits(500)
+    now_s += 2
+    assert room.fits(500)
+    room.submitted("old", 500, best_effort=True)
+    assert not room.fits(500)
+    room.apply(replace(BUSY, free_blocks=0, best_effort=1, requests=(progress_of("old"),)))
+    now_s += 29
+    assert not room.fits(500)
+
+
 def test_what_left_before_it_was_reported_counts_no_more() -> None:
     room = a_room()
     room.submitted("a", 300, best_effort=True)

@@ -1,0 +1,56 @@
+"""Best effort beside promises that would fill the replica for ever."""
+
+import random
+
+import pytest
+
+from services.core.best_effort import longest_waiting
+from services.core.slo import VerdictMode
+from tests.services.worker.driven_scheduler import DrivenScheduler, Sent, driven
+
+DEPTHS = pytest.mark.parametrize("depth", [1, 2])
+LASTS_S = 30.0
+
+
+def overload(replica: DrivenScheduler, seconds: float) -> list[Sent]:
+    """Twice what the replica can promise, for so long."""
+    rng = random.Random(3)
+    until_s, due_s, sent = replica.now_s + seconds, replica.now_s, []
+    while due_s < until_s:
+        due_s += rng.expovariate(14.0)
+        replica.run(until_s=due_s)
+        replica.now_s = max(replica.now_s, due_s)
+        prompt, output = rng.randint(400, 2500), rng.randint(20, 150)
+        number = len(replica.sent)
+        sent.append(replica.send(f"p{number}", prompt, output, ttft_s=1.5, pending=VerdictMode.EARLY))
+    return sent
+
+
+@DEPTHS
+def test_it_starves_without_ageing_and_ends_with_it(depth: int) -> None:
+    ended_s = []
+    for patience_s in (1000.0, 4.0):
+        with driven(depth=depth, patience_s=patience_s) as replica:
+            load = overload(replica, 3.0)
+            begin_s = replica.now_s
+            old = [replica.send(f"old{i}", 4000, 60, ttft_s=0.5, promised=False, asked=True) for i in range(2)]
+            load += overload(replica, LASTS_S)
+            done = [sent.times_s[-1] - begin_s if sent.finish else float("inf") for sent in old]
+            ended_s.append(done)
+            replica.run()
+            decided = replica.decided(len(load))
+            kept = [sent for sent in load if decided[sent.terms.request_id].admitted]
+            assert len(kept) > 100
+            assert sum(bool(sent.missed) for sent in kept) <= len(kept) // 50
+            assert all(len(sent.tokens) == 60 for sent in old)
+    starved, aged = ended_s
+    assert min(starved) > LASTS_S
+    assert min(aged) < LASTS_S / 2
+    assert max(aged) < LASTS_S
+
+
+def test_the_oldest_past_its_patience_is_next() -> None:
+    arrivals_s = {"a": 10.0, "b": 5.0, "c": 50.0}
+    assert longest_waiting(arrivals_s, 36.0, 30.0) == "b"
+    assert longest_waiting(arrivals_s, 35.0, 30.0) is None
+    assert longest_waiting({}, 35.0, 30.0) is None
