@@ -32,6 +32,7 @@ from services.worker.hook_steering import Pool, Shortage, Steering
 __all__ = ["Hook"]
 
 _BEST_EFFORT_WINDOW = 32
+_AGED_AGAIN = 2.0  # times what it needs at least, an aged request that came too late is due again
 
 
 class Hook(Books):
@@ -91,12 +92,20 @@ class Hook(Books):
             return
         requests = (*promised, *self.prefilling.values(), *self.table.requests)
         for request in [request for request in requests if request.promised and request.key in lost]:
+            if request.aged:  # it keeps its turn: soon due again, it is next for the memory that it lacked
+                self._put_off(request, now_s + _AGED_AGAIN * lost[request.key].needed)
+                continue
             self._promised -= 1
             self.outcomes.lost(request)
             self.hold.discard(request)
-            if not request.aged:  # its client was never told of a promise
-                self.demoted.append(Decided(request, False, math.nan, math.nan, lost[request.key]))
+            self.demoted.append(Decided(request, False, math.nan, math.nan, lost[request.key]))
             self._demote(request)
+
+    def _put_off(self, request: TrackedRequest, due_s: float) -> None:
+        if request.decoding:
+            self.table.sync(request)
+        request.relax(due_s, request.tpot_s)
+        self._moved(request)
 
     def age(
         self,

@@ -8,13 +8,14 @@ import pytest
 import redis.asyncio
 
 from protos import admission_pb2, types_pb2, worker_pb2, worker_pb2_grpc
+from services.cli.replicas import list_replicas
 from services.cli.stack import LocalStack
 from services.cli.stack_spec import StackSpec
 from services.common.errors import Reason
 from services.common.keys import BEST_EFFORT_QUEUE
 from services.common.rpc import open_channel
 from services.common.stream_entry import decode_entry
-from services.core.presets import preset
+from services.common.wire import perf_model_from_wire
 from tests.e2e.calls import Reply, admission, request
 from tests.e2e.test_two_workers import expected
 from tests.services.router.world import error_of
@@ -89,9 +90,10 @@ def firm(
     return request(application, prompt_tokens, max_tokens, salt=salt, stages=[stage], **fields)
 
 
-def too_late(prompt_tokens: int, max_tokens: int, salt: int) -> admission_pb2.GenerateRequest:
+async def too_late(stack: LocalStack, prompt_tokens: int, max_tokens: int, salt: int) -> admission_pb2.GenerateRequest:
     """A request that an idle replica could serve in time, had it no way to go there: best effort, never promoted."""
-    idle_s = preset(PRESET).model.zero_load_prefill_s(prompt_tokens)
+    [replica] = await list_replicas(stack.router_address)
+    idle_s = perf_model_from_wire(replica.perf_model).zero_load_prefill_s(prompt_tokens)
     return firm(prompt_tokens, max_tokens, salt, idle_s * 1000 + 1)
 
 
@@ -139,6 +141,7 @@ async def durable_and_readable(stack: LocalStack, queue: "redis.asyncio.Redis") 
         assert fields[b"tier"] == b"best-effort"
     await stack.kill("redis")
     await stack.restart("redis")
+    await queue.connection_pool.disconnect()
     for call in (filler, *calls):
         await call.exact()  # pulled as there was room
     await stack.restart("planner-0")
@@ -168,7 +171,7 @@ async def promoted_once_there_is_room(stack: LocalStack) -> None:
 async def preempted_first_and_complete_all_the_same(stack: LocalStack) -> None:
     """Best effort holds the memory that a promise needs: it gives it back, and goes on later without a lost token."""
     before = (await status(stack)).preemptions
-    greedy = Call(stack, too_late(8000, 300, 30))
+    greedy = Call(stack, await too_late(stack, 8000, 300, 30))
     await greedy.until("tokens")
     assert greedy.reply.verdict.kind == BEST_EFFORT
     promised = Call(stack, firm(3000, 40, 31, 4000))
@@ -201,7 +204,7 @@ async def test_it_does_not_starve_under_a_load_that_would_fill_the_replica_for_e
     stop = asyncio.Event()
     load = asyncio.create_task(overload(stack, stop))
     await asyncio.sleep(2)
-    old = Call(stack, too_late(4000, 20, 5000))
+    old = Call(stack, await too_late(stack, 4000, 20, 5000))
     await old.until("verdict")
     assert old.reply.verdict.kind == BEST_EFFORT
     loop = asyncio.get_running_loop()
