@@ -21,7 +21,7 @@ from services.worker.first_token_hold import FirstTokenHold
 from services.worker.outbox import Outbox
 from services.worker.output import OutputEnd
 from services.worker.stage_spans import StageSpans
-from services.worker.stage_times import StageTimes
+from services.worker.stage_times import StageTime, StageTimes
 
 __all__ = ["Generation", "GenerationParts"]
 
@@ -101,7 +101,7 @@ class Generation:
             end = EngineEnd.ABORTED  # it may have ended by itself just then, with tokens nobody was sent
         if self._leave is _Leave.ABANDON or (end is EngineEnd.ERROR and await self._engine_is_lost()):
             self._parts.outbox.discard(self.claimed.request_id, self.claimed.attempt)
-            self._close_spans("left to another attempt")
+            self._close_spans(self._last_stage(), "left to another attempt")
         elif self._leave is _Leave.HAND_BACK and end is EngineEnd.ABORTED:
             await self._hand_back()
         else:
@@ -268,24 +268,28 @@ class Generation:
             types_pb2.FINISH_REASON_CANCELLED: RequestState.CANCELLED,
         }.get(output_end.reason, RequestState.FINISHED)
         failed = state is not RequestState.FINISHED
-        self._close_spans((output_end.error or "cancelled") if failed else None)
+        last = self._last_stage()
         length = self._length("failed" if failed else self._times.missed(self._submission.ttft_deadline_s))
         self._parts.on_finished(length, end)
         fields: dict[str, object] = {"output_tokens": self._times.output_tokens}
         if output_end.error:
             fields["error"] = output_end.error
-        await self._parts.claims.end(self.claimed, state, fields)
+        ours = await self._parts.claims.end(self.claimed, state, fields)
+        why = None if ours else "superseded by a later attempt"
+        self._close_spans(last, (output_end.error or "cancelled") if failed else why)
 
     async def _hand_back(self) -> None:
         request, first_token_s = self.claimed.request, self._times.first_token_s
         first_token_us = None if first_token_s is None else self._parts.clock.to_unix_us(first_token_s)
         self._parts.outbox.discard(self.claimed.request_id, self.claimed.attempt)
-        self._close_spans("handed back")
+        self._close_spans(self._last_stage(), "handed back")
         output_ids = (*request.delivered_token_ids, *self._new_ids)
         await self._parts.claims.hand_back(self.claimed, output_ids, first_token_us, pending=self._undecided)
 
-    def _close_spans(self, error: str | None) -> None:
-        last = self._times.finish() if self._new_ids else None
+    def _last_stage(self) -> StageTime | None:
+        return self._times.finish() if self._new_ids else None
+
+    def _close_spans(self, last: StageTime | None, error: str | None) -> None:
         self._spans.finish(self._parts.clock.now_s(), error)
         if last is not None:
             self._spans.stage(last, error)
