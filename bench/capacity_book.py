@@ -1,7 +1,10 @@
 """Capacities as they are written down: one row per scenario, window, seed and system, kept between runs."""
 
+import fcntl
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,10 @@ Row = Mapping[str, Any]
 
 
 class ResultBook:
-    """The result files of one comparison. Rows measured under other settings are not mixed in."""
+    """The result files of one comparison. Rows measured under other settings are not mixed in.
+
+    Several processes may add to one file side by side.
+    """
 
     def __init__(
         self, folder: Path, name: str, settings: Mapping[str, Any], chosen: Preset, *, fresh: bool = False
@@ -25,24 +31,42 @@ class ResultBook:
         self.path = folder / f"{name}.json"
         self._settings = dict(settings)
         self._preset = chosen
-        self._rows: dict[tuple[Any, ...], Row] = {}
-        if not fresh and self.path.is_file():
-            held = load_result(self.path)
-            if held["settings"] == self._settings and held["preset"]["name"] == chosen.name:
-                self._rows = {_place(row): row for row in held["rows"]}
+        self._fresh = fresh
+        self._rows: dict[tuple[Any, ...], Row] = {} if fresh else self._held()
+        self._measured: dict[tuple[Any, ...], Row] = {}
 
     def add(self, row: Row) -> None:
         """Take a capacity in, in place of an older one, and write everything down."""
         found = provenance(self._preset)
-        self._rows[_place(row)] = {**row, "commit": found["commit"]}
-        rows = [self._rows[place] for place in sorted(self._rows)]
-        result = {"kind": "capacity", "settings": self._settings, "rows": rows, **found}
-        write_result(self.path.parent, self.path.stem, result, self.text)
+        self._measured[_place(row)] = {**row, "commit": found["commit"]}
+        with self._locked():
+            self._rows = dict(self._measured) if self._fresh else {**self._held(), **self._measured}
+            rows = [self._rows[place] for place in sorted(self._rows)]
+            result = {"kind": "capacity", "settings": self._settings, "rows": rows, **found}
+            write_result(self.path.parent, self.path.stem, result, self.text)
 
     @property
     def text(self) -> str:
         """The summary of all rows."""
         return summary([*self._rows.values()])
+
+    def _held(self) -> dict[tuple[Any, ...], Row]:
+        if not self.path.is_file():
+            return {}
+        held = load_result(self.path)
+        if held["settings"] != self._settings or held["preset"]["name"] != self._preset.name:
+            return {}
+        return {_place(row): row for row in held["rows"]}
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
 
 
 def summary(rows: Sequence[Row]) -> str:

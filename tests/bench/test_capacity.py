@@ -95,6 +95,15 @@ def test_a_comparison_can_be_made_in_parts(tmp_path: Path) -> None:
     assert "| chatbot | 4.00 | 8.00 | 2.00 |" in (tmp_path / "c.md").read_text()
 
 
+def test_two_processes_may_measure_side_by_side(tmp_path: Path) -> None:
+    ours, theirs = (ResultBook(tmp_path, "c", {"kv_blocks": 7000}, PRESET) for _ in range(2))
+    theirs.add(row("chatbot", "vllm-512", "vllm", 4.0).as_json())
+    ours.add(row("chatbot", "slos-mh", "slos-mh", 8.0).as_json())
+    theirs.add(row("mixed", "vllm-512", "vllm", 1.0).as_json())
+    assert "| chatbot | 4.00 | 8.00 | 2.00 |" in (tmp_path / "c.md").read_text()
+    assert "| mixed | 1.00 |" in (tmp_path / "c.md").read_text()
+
+
 def test_rows_of_other_settings_are_not_mixed_in(tmp_path: Path) -> None:
     ResultBook(tmp_path, "c", {"kv_blocks": 7000}, PRESET).add(row("chatbot", "vllm-512", "vllm", 4.0).as_json())
     other = ResultBook(tmp_path, "c", {"kv_blocks": 9000}, PRESET)
