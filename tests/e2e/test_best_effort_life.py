@@ -217,7 +217,8 @@ async def test_it_does_not_starve_under_a_load_that_would_fill_the_replica_for_e
     assert reply.verdict.kind == BEST_EFFORT  # still no promise
     assert not old.changes
     assert len(admitted) < len(replies), "the load was meant to be too much"
-    assert took_s < 6 * PATIENCE_S
+    # Its turn comes after one patience in the queue and one in the engine; then memory must come free for it.
+    assert took_s < 10 * PATIENCE_S
 
 
 async def overload(stack: LocalStack, stop: asyncio.Event) -> list[Reply | BaseException]:
