@@ -137,6 +137,7 @@ async def served(stack: LocalStack, message: admission_pb2.GenerateRequest) -> R
 async def test_a_killed_actor_is_started_again_and_its_requests_go_on(tmp_path: Path) -> None:
     async with services(tmp_path) as stack, fleet(stack, "--replicas", "2") as workers:
         before = await workers.ready({"ray-0", "ray-1"})
+        await stack.wait_for_replicas(2, timeout_s=30)
         running = [asyncio.create_task(served(stack, request("chatbot", 200 + i, 150, salt=i))) for i in range(12)]
         done, _ = await asyncio.wait(running, timeout=1.5)
         assert not done
@@ -161,6 +162,7 @@ async def test_declines_scale_out_and_idleness_drains_and_scales_in(tmp_path: Pa
     options = ("--replicas", "1", "--min", "1", "--max", "2")
     async with services(tmp_path) as stack, fleet(stack, *options, **hysteresis) as workers:
         await workers.ready({"ray-0"})
+        await stack.wait_for_replicas(1, timeout_s=30)
         flood = asyncio.create_task(offered_until(stack, workers, "1 -> 2 replicas"))
         await workers.says("1 -> 2 replicas")
         replies = await flood
