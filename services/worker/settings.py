@@ -35,7 +35,7 @@ class WorkerSettings(ServiceSettings):
     kv_cache_gib: memory for the KV cache of a CPU engine; 0 leaves the choice to the engine.
     gpu_memory_share: share of a GPU's memory for weights and KV cache; 0 leaves the choice to the engine.
     weights: `dummy` runs the model's shape with random values, for measurements (`vllm` only).
-    async_scheduling: two batches in flight; `auto` is the engine's own choice.
+    async_scheduling: two batches in flight; `auto` is the engine's own choice, and off with `speculation`.
     profile_s: about how long a replica without a cached profile measures itself.
     policy: how to choose among pending requests that do not all fit.
     early_prompt_tokens: pending prompts up to this long are promised as soon as a plan holds them.
@@ -108,6 +108,15 @@ class WorkerSettings(ServiceSettings):
             raise ValueError(f"preset {value!r} is unknown; known: {', '.join(known)}")
         return value
 
+    @field_validator("speculation")
+    @classmethod
+    def _one_batch_in_flight(cls, value: str, info: ValidationInfo) -> str:
+        if value == "ngram" and info.data.get("async_scheduling") == "on":
+            raise ValueError(
+                "vLLM drafts from n-grams with one batch in flight only: SLOS_ASYNC_SCHEDULING must be off"
+            )
+        return value
+
     def engine_settings(self) -> EngineSettings:
         """The part of them that the engine is started with."""
         return EngineSettings(
@@ -125,7 +134,7 @@ class WorkerSettings(ServiceSettings):
             cpu_threads=self.cpu_threads or None,
             kv_cache_gib=self.kv_cache_gib or None,
             gpu_memory_share=self.gpu_memory_share or None,
-            async_scheduling=None if self.async_scheduling == "auto" else self.async_scheduling == "on",
+            async_scheduling=self._async_scheduling,
             profile_s=self.profile_s,
             otlp_endpoint=traces_endpoint(),
             policy=self.policy,
@@ -136,3 +145,9 @@ class WorkerSettings(ServiceSettings):
             plan=PlanSettings(hold_first_token=self.hold_first_token, early_spend=self.early_spend),
             patience_s=self.best_effort_patience_s,
         )
+
+    @property
+    def _async_scheduling(self) -> bool | None:
+        if self.speculation != "off":
+            return False
+        return None if self.async_scheduling == "auto" else self.async_scheduling == "on"

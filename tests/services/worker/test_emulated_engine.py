@@ -304,12 +304,10 @@ async def test_a_dead_engine_ends_every_iterator(engine: VllmEngine) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("two_batches", [False, True])
-async def test_it_speculates_with_the_same_tokens_in_fewer_steps(tmp_path: Path, two_batches: bool) -> None:
+async def test_it_speculates_with_the_same_tokens_in_fewer_steps(tmp_path: Path) -> None:
     settings = EngineSettings(
-        engine="emulated", model=MODEL, data_dir=tmp_path, async_scheduling=two_batches, speculation_tokens=6,
-        emulated_acceptance=0.8,
-    )  # fmt: skip
+        engine="emulated", model=MODEL, data_dir=tmp_path, speculation_tokens=6, emulated_acceptance=0.8
+    )
     engine, reports = VllmEngine(settings), Reports()
     await engine.start()
     try:

@@ -44,3 +44,13 @@ def test_zero_leaves_a_choice_to_the_engine(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("SLOS_KV_BLOCKS", "500")
     engine = load_settings(WorkerSettings).engine_settings()
     assert (engine.kv_blocks, engine.max_num_seqs, engine.async_scheduling) == (500, None, None)
+
+
+def test_drafts_from_ngrams_need_one_batch_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLOS_SPECULATION", "ngram")
+    engine = load_settings(WorkerSettings).engine_settings()
+    assert engine.speculation_tokens > 0
+    assert engine.async_scheduling is False
+    monkeypatch.setenv("SLOS_ASYNC_SCHEDULING", "on")
+    with pytest.raises(ConfigError, match="SLOS_ASYNC_SCHEDULING must be off"):
+        load_settings(WorkerSettings)
