@@ -1,6 +1,7 @@
 """Best effort on the real engine, emulated: in its queue, pulled, promoted, preempted, aged; and calls that wait."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -24,6 +25,7 @@ ADMITTED, BEST_EFFORT = types_pb2.VERDICT_KIND_ADMITTED, types_pb2.VERDICT_KIND_
 WAIT, REJECT = types_pb2.ON_INFEASIBLE_WAIT, types_pb2.ON_INFEASIBLE_REJECT
 PRESET = "opt-6.7b-a100"
 PATIENCE_S = 6.0
+_BETWEEN_S = 0.12  # arrivals of a load that one replica cannot promise
 
 
 @pytest.fixture
@@ -201,9 +203,9 @@ async def waits_for_room_and_leaves_nothing(stack: LocalStack, queue: "redis.asy
 
 @pytest.mark.timeout(600)
 async def test_it_does_not_starve_under_a_load_that_would_fill_the_replica_for_ever(stack: LocalStack) -> None:
-    stop = asyncio.Event()
-    load = asyncio.create_task(overload(stack, stop))
-    await asyncio.sleep(2)
+    full, stop = asyncio.Event(), asyncio.Event()
+    load = asyncio.create_task(overload(stack, full, stop))
+    await full.wait()
     old = Call(stack, await too_late(stack, 4000, 20, 5000))
     await old.until("verdict")
     assert old.reply.verdict.kind == BEST_EFFORT
@@ -221,11 +223,13 @@ async def test_it_does_not_starve_under_a_load_that_would_fill_the_replica_for_e
     assert took_s < 10 * PATIENCE_S
 
 
-async def overload(stack: LocalStack, stop: asyncio.Event) -> list[Reply | BaseException]:
-    """Requests faster than one replica can promise them, refused where they do not fit."""
+async def overload(stack: LocalStack, full: asyncio.Event, stop: asyncio.Event) -> list[Reply | BaseException]:
+    """Requests faster than one replica can promise them, refused where they do not fit; `full` once one was."""
     calls: list[Call] = []
     while not stop.is_set():
         calls.append(Call(stack, firm(2000, 40, 100 + len(calls), 1500, on_infeasible=REJECT)))
-        await asyncio.sleep(0.12)
+        calls[-1].done.add_done_callback(lambda call: full.set() if call.exception() is not None else None)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), _BETWEEN_S)
         assert len(calls) < 900, "best effort starves"
     return await asyncio.gather(*(call.done for call in calls), return_exceptions=True)
