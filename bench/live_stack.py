@@ -21,6 +21,7 @@ from services.worker.engine_settings import EngineSettings
 __all__ = ["Side", "engine_environment", "sides", "write_catalogue"]
 
 _VOCAB_SIZE = 4096
+_NEVER = "(stages end by their recorded lengths)"  # no token of any vocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,12 @@ def write_catalogue(file: ScenarioFile, path: Path) -> Path:
     applications = {
         name: {
             "stages": [
-                {"kind": stage.kind.value, "tpot_ms": stage.tpot_ms} | {"ttft_slowdown": app.ttft_slowdown}
+                {
+                    "kind": stage.kind.value,
+                    "tpot_ms": stage.tpot_ms,
+                    "ttft_slowdown": app.ttft_slowdown,
+                    "end_token": _NEVER,
+                }
                 for stage in app.stages[:1]  # every call brings its own; this one names the application
             ]
         }

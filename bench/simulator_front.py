@@ -21,7 +21,7 @@ from services.core.best_effort import BestEffortEntry, may_pull, order_entries
 from services.core.floors import AttainmentFloors
 from services.core.placement import OrderName
 from services.core.slo import Tier, VerdictMode, tier_for
-from services.core.verdict import VerdictKind, verdict_for
+from services.core.verdict import EARLY_PROMPT_TOKENS, VerdictKind, displaces, verdict_for
 from services.core.view import PlanSettings, Prefill, ReplicaView
 from services.worker.link import Promote
 
@@ -78,8 +78,10 @@ class PlannedFront:
         pending: list[_Offer] = []
         for replica in self._router.order(call, self._forecast(call)):
             prefill = self._prefill(call, replica)
-            decision = self._decide(_hook(replica).view(now_s), [prefill]).by_id[call.key]
-            match verdict_for(self._settings.verdict, prefill, decision):
+            decisions = self._decide(_hook(replica).view(now_s), [prefill]).by_id
+            decision = decisions[call.key]
+            early = 0 if displaces(decisions.values(), {call.key}) else EARLY_PROMPT_TOKENS
+            match verdict_for(self._settings.verdict, prefill, decision, early_prompt_tokens=early):
                 case VerdictKind.ADMITTED:
                     self._add(replica, call, promised=True, now_s=now_s)
                     return

@@ -37,12 +37,14 @@ def queued_request(
     admission_id: str,
     arrival_us: int,
     delivery_lag_s: float,
+    delivery_spread_s: float,
     client_deadline_us: int,
     trace: TraceContext,
 ) -> types_pb2.QueuedRequest:
     """The first attempt of a request. Tier, promise and predictions are the router's to fill.
 
-    The first-token deadline is the engine's: `delivery_lag_s` before the client's.
+    The first-token deadline is the engine's: `delivery_lag_s` before the client's. `delivery_spread_s` is kept in hand
+    of decode deadlines.
     """
     ttft_s = stages[0].ttft_s or 0.0
     return types_pb2.QueuedRequest(
@@ -62,6 +64,7 @@ def queued_request(
         client_deadline_us=client_deadline_us,
         prompt_digest=hashlib.sha256(array("I", valid.prompt_ids).tobytes()).hexdigest(),
         verdict_mode=verdict_mode_to_wire(valid.verdict_mode),
+        delivery_spread_us=round(delivery_spread_s * 1e6),
         resume_grace_us=round(valid.resume_grace_s * 1e6),
     )
 

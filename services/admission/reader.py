@@ -15,15 +15,15 @@ __all__ = ["Reader"]
 class Reader:
     """Reads a session from output token `from_token` on. A session has one reader: the newest.
 
-    `on_first_token` hears when the request's first token is sent, Unix microseconds.
+    `on_sent` hears when the request's first and its last tokens are sent: Unix microseconds, and whether the last ones.
     """
 
     def __init__(
-        self, session: Session, clock: Clock, from_token: int, on_first_token: Callable[[Session, int], None]
+        self, session: Session, clock: Clock, from_token: int, on_sent: Callable[[Session, int, bool], None]
     ) -> None:
         self._session = session
         self._clock = clock
-        self._on_first_token = on_first_token
+        self._on_sent = on_sent
         self._token = from_token
         self._marker = sum(1 for marker in session.markers if marker.at_token < from_token)
         self._changed = asyncio.Event()
@@ -82,9 +82,10 @@ class Reader:
             self._session.trace.first_token()
         tokens = admission_pb2.Tokens(text=transcript.text(start, end), ids=transcript.ids[start:end], offset=start)
         now_us = self._clock.now_us()
-        if self._session.clock.delivered == 0:
-            self._on_first_token(self._session, now_us)
-        self._session.clock.tokens_sent(end, now_us)
+        clock, last = self._session.clock, self._session.state.ended and end == len(transcript.ids)
+        if clock.delivered == 0 or (last and clock.delivered < end):
+            self._on_sent(self._session, now_us, last)
+        clock.tokens_sent(end, now_us)
         return self._event(tokens=tokens)
 
     def _marker_event(self, marker: Marker) -> admission_pb2.GenerateEvent:

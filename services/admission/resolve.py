@@ -91,6 +91,7 @@ class Resolver:
             admission_id=self._admission_id,
             arrival_us=arrival.at_us,
             delivery_lag_s=self._lag.off_s(stages[0].ttft_s or 0.0),
+            delivery_spread_s=self._lag.spread_s(min(stage.tpot_s for stage in stages)),
             client_deadline_us=arrival.deadline_us,
             trace=trace.context,
         )

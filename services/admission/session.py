@@ -82,7 +82,8 @@ class Session:
         self.error: SloServeError | None = None
         self.watcher: asyncio.Event | None = None
         self.last_heard_s = 0.0
-        self.emitted_us = 0  # end of the first token's batch, by our clock; 0 until it is here
+        self.emitted_us = 0  # end of the newest token's batch, by our clock; 0 until one is here
+        self.first_lag_us: int | None = None  # from the end of its batch to the sending of the first token
         self.settled = False
 
     @property

@@ -67,13 +67,20 @@ class Sessions:
     def attach(self, session: Session, from_token: int = 0) -> Reader:
         """A reader from `from_token` on; the one before it ends."""
         self._stop_timer(session)
-        reader = Reader(session, self._clock, from_token, self._first_token)
+        reader = Reader(session, self._clock, from_token, self._sent)
         self._readers[session.request_id] = reader
         return reader
 
-    def _first_token(self, session: Session, sent_us: int) -> None:
-        if session.emitted_us:
-            self._lag.first_token(session.replica_id, session.emitted_us, sent_us)
+    def _sent(self, session: Session, sent_us: int, last: bool) -> None:
+        """A reader has sent a request's first or last tokens."""
+        if not session.emitted_us:
+            return
+        lag_us = sent_us - session.emitted_us
+        if session.first_lag_us is None:
+            session.first_lag_us = lag_us
+            self._lag.first_token(session.replica_id, lag_us / 1e6)
+        elif last:
+            self._lag.last_token(session.first_lag_us / 1e6, lag_us / 1e6)
 
     def detach(self, session: Session, reader: Reader) -> None:
         """A reader's stream is over, for whatever reason. Harmless when repeated."""

@@ -135,7 +135,7 @@ class Workers:
             if session is None:
                 continue  # given up here; its cancel is under way
             session.last_heard_s = now_s
-            if not session.emitted_us and chunk.emitted_at_us and chunk.token_ids:
+            if chunk.emitted_at_us and chunk.token_ids:
                 session.emitted_us = chunk.emitted_at_us - skew_us
             intake = session.take(batch.replica_id, chunk)
             if intake is Intake.GAP:

@@ -5,15 +5,20 @@ from collections import deque
 
 __all__ = ["LagEstimate"]
 
-_QUANTILE = 0.9
-_REMEMBERED = 64
+_QUANTILE = 0.97
+_REMEMBERED = 256
 _FRESH_S = 30.0
+_ENOUGH = 16
 
 
 class LagEstimate:
-    """An upper quantile of recent lags, seconds. Old ones are forgotten, so that one bad minute does not last."""
+    """An upper quantile of recent lags, seconds. Old ones are forgotten, so that one bad minute does not last.
 
-    def __init__(self) -> None:
+    `prior_s` is reckoned with at least until enough is known.
+    """
+
+    def __init__(self, prior_s: float = 0.0) -> None:
+        self._prior_s = prior_s
         self._seen: deque[tuple[float, float]] = deque(maxlen=_REMEMBERED)
 
     def observe(self, now_s: float, lag_s: float) -> None:
@@ -21,10 +26,11 @@ class LagEstimate:
         self._seen.append((now_s, max(0.0, lag_s)))
 
     def seconds(self, now_s: float) -> float:
-        """What to reckon with; 0 while nothing recent is known. Among few, the largest is left out as an accident."""
+        """What to reckon with. Among few, the largest is left out as an accident."""
         while self._seen and now_s - self._seen[0][0] > _FRESH_S:
             self._seen.popleft()
         if not self._seen:
-            return 0.0
+            return self._prior_s
         lags = sorted(lag_s for _, lag_s in self._seen)
-        return lags[math.floor(_QUANTILE * (len(lags) - 1))]
+        found_s = lags[math.floor(_QUANTILE * (len(lags) - 1))]
+        return found_s if len(lags) >= _ENOUGH else max(found_s, self._prior_s)

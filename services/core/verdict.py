@@ -9,6 +9,7 @@
 Until then a request is PENDING and may still give way to others. Price list: measured capacities of the policy study.
 """
 
+from collections.abc import Iterable, Set
 from enum import StrEnum
 
 from services.core.admission import Decision
@@ -16,7 +17,7 @@ from services.core.constraint import ConstraintKind
 from services.core.slo import VerdictMode
 from services.core.view import Prefill
 
-__all__ = ["EARLY_PROMPT_TOKENS", "VerdictKind", "verdict_at_first_token", "verdict_for"]
+__all__ = ["EARLY_PROMPT_TOKENS", "VerdictKind", "displaces", "verdict_at_first_token", "verdict_for"]
 
 EARLY_PROMPT_TOKENS = 1000
 """Prompts up to this long are cheap enough to be promised on arrival."""
@@ -55,6 +56,19 @@ def verdict_for(
             return VerdictKind.ADMITTED if cheap or starting or request.started else VerdictKind.PENDING
         case VerdictMode.LATE:
             return VerdictKind.PENDING
+
+
+def displaces(decisions: Iterable[Decision], candidate_ids: Set[str]) -> bool:
+    """Whether a plan leaves out a pending request that it might have held without the candidates.
+
+    The engine may promise that request before the candidates reach it, and what is left then is not enough for both.
+    So nothing is promised early at its cost: the engine, which sees them all, decides.
+    """
+    return any(
+        not decision.admitted and decision.constraint.kind is not ConstraintKind.HOPELESS
+        for decision in decisions
+        if decision.id not in candidate_ids
+    )
 
 
 def verdict_at_first_token(request: Prefill, at_s: float) -> VerdictKind:

@@ -16,7 +16,7 @@ _MOST = 4096
 class Said:
     """The last verdict on a request. Times are monotonic seconds.
 
-    `planned_start_s`: when the plan let its prefill start; NaN where there was none.
+    `decided_s`: when it was said.
     `lapsed`: its reservation ran out before the engine reported it, so that its place may have been given away.
     `seen_s`: when the engine first reported it after the verdict; infinite before.
     """
@@ -24,7 +24,7 @@ class Said:
     attempt: int
     verdict: types_pb2.Verdict
     deadline_s: float
-    planned_start_s: float = math.nan
+    decided_s: float = math.nan
     lapsed: bool = False
     seen_s: float = math.inf
 

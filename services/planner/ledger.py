@@ -20,7 +20,7 @@ from services.core.columns import DecoderColumns, columns_of
 from services.core.perf_model import PerfModel
 from services.core.view import Decoder, Prefill, ReplicaView
 from services.planner.history import VerdictHistory
-from services.planner.slip import SlipEstimate
+from services.planner.slip import TransitEstimate
 from services.planner.state import Capacity, EngineEntry, StateUpdate
 
 __all__ = ["Applied", "Ledger", "Reservation"]
@@ -68,7 +68,7 @@ class Ledger:
         self._broken_at_s: float | None = None
         self._reservations: dict[str, Reservation] = {}
         self.history = VerdictHistory()
-        self.slip = SlipEstimate()
+        self.transit = TransitEstimate()
 
     # --- state ---
 
@@ -122,8 +122,9 @@ class Ledger:
                 del self._reservations[request_id]
         for request_id in update.entries.keys() - before.keys():
             said = self.history.seen(request_id, update.capacity.observed_s)
-            if said is not None and said.admitted and not math.isnan(said.planned_start_s):
-                self.slip.observe(self._clock.now_s(), said.seen_s - said.planned_start_s)
+            transit_s = update.entries[request_id].accepted_s - said.decided_s if said is not None else math.nan
+            if math.isfinite(transit_s):
+                self.transit.observe(self._clock.now_s(), transit_s)
         for request_id, entry in update.entries.items():
             self.history.decided(request_id, entry.attempt, promised=entry.planned.promised, tier=entry.planned.tier)
 
@@ -156,9 +157,8 @@ class Ledger:
 
     @property
     def engine_free_s(self) -> float:
-        """When the next batch can start, monotonic seconds."""
-        now_s = self._clock.now_s()
-        return now_s if self._capacity is None else max(now_s, self._capacity.engine_free_s)
+        """When the batches that the engine has reported end, monotonic seconds; -inf where there are none."""
+        return -math.inf if self._capacity is None else self._capacity.engine_free_s
 
     @property
     def running(self) -> int:

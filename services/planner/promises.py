@@ -9,18 +9,23 @@ from protos import planner_pb2, types_pb2
 from services.common.clock import Clock
 from services.common.errors import Reason, SloServeError
 from services.core.admission import Decision, Decisions, Policy, decide
+from services.core.batch import form_batch
 from services.core.duration_cap import DurationCap
 from services.core.errors import CoreError
 from services.core.quote import Quote, quote, retry_delays_s
 from services.core.slo import Tier
-from services.core.verdict import EARLY_PROMPT_TOKENS, VerdictKind, verdict_for
+from services.core.verdict import EARLY_PROMPT_TOKENS, VerdictKind, displaces, verdict_for
 from services.core.view import PlanSettings, Prefill, ReplicaView
 from services.planner.candidates import Candidate
 from services.planner.history import Said
 from services.planner.ledger import Ledger
+from services.planner.slip import slip_s
 from services.planner.verdicts import no_state_verdict, verdict_of
 
 __all__ = ["PlanRun", "Planning", "Promises"]
+
+_HANDOVER_S = 0.002  # from the worker's submission to where the engine forms its batches
+_SHORTEST_BATCH_S = 0.001
 
 Key = tuple[str, int]
 Answers = dict[Key, planner_pb2.CandidateVerdict]
@@ -75,7 +80,8 @@ class Promises:
         if not self.ledger.ready:
             why = self.ledger.why_not_ready
             return answers | {c.key: self._answer(c, no_state_verdict(c, why, self.clock)) for c in fresh}
-        return answers | self._decide_fresh([self._less_slip(candidate) for candidate in fresh])
+        slip = self._slip_s() if fresh else 0.0
+        return answers | self._decide_fresh([c.less_slip(slip) if slip > 0 else c for c in fresh])
 
     def promote(self, candidates: Sequence[Candidate]) -> list[tuple[Candidate, types_pb2.Verdict]]:
         """Those of the waiting best-effort requests that now fit, with the promise each is given."""
@@ -93,7 +99,7 @@ class Promises:
 
     def quote(self, candidate: Candidate) -> tuple[Quote, types_pb2.Verdict]:
         """What the core quotes now, and the verdict it means. Reserves nothing; needs a ready ledger."""
-        asked = self._less_slip(candidate)
+        asked = candidate.less_slip(self._slip_s())
         view = self.ledger.view(asked_ids=frozenset({candidate.prefill.id}))
         found = quote(view, asked.prefill, self.planning.tiers, self.planning.policy, self.settings)
         kind = VerdictKind.ADMITTED if found.fits else VerdictKind.DECLINED
@@ -120,19 +126,27 @@ class Promises:
         if candidate.slo.ttft_s is not None:
             self._cap.promised(self.clock.now_s(), candidate.slo.ttft_s)
 
-    def _less_slip(self, candidate: Candidate) -> Candidate:
-        """The candidate with the time it will take to reach the engine taken off its first-token deadline."""
-        slip_s = self.ledger.slip.seconds(self.clock.now_s())
-        return candidate.less_slip(slip_s) if slip_s > 0 else candidate
+    def _slip_s(self) -> float:
+        """How much later than planned a candidate decided now reaches the engine."""
+        now_s, ledger = self.clock.now_s(), self.ledger
+        transit_s = ledger.transit.seconds(now_s) + _HANDOVER_S
+        if ledger.batches_in_flight == 1 and ledger.engine_free_s >= now_s + transit_s:
+            return 0.0  # it will be there when the next batch is formed
+        batch_s = form_batch(ledger.view(), self.settings).duration_s
+        if not ledger.running:  # what is on its way may come first, and run first
+            return transit_s + batch_s
+        batch_s = max(_SHORTEST_BATCH_S, batch_s)
+        return slip_s(now_s, ledger.engine_free_s, transit_s, batch_s, ledger.batches_in_flight)
 
     def _decide_fresh(self, fresh: Sequence[Candidate]) -> Answers:
         if not fresh:
             return {}
         decisions = self._run([candidate.prefill for candidate in fresh]).by_id
+        contended = displaces(decisions.values(), {candidate.prefill.id for candidate in fresh})
         answers: Answers = {}
         for candidate in fresh:
             decision = decisions[candidate.prefill.id]
-            early = self.planning.early_prompt_tokens
+            early = 0 if contended else self.planning.early_prompt_tokens
             kind = verdict_for(candidate.mode, candidate.prefill, decision, early_prompt_tokens=early)
             if kind is not VerdictKind.DECLINED:
                 verdict = self._verdict(candidate, decision, kind)
@@ -199,5 +213,5 @@ class Promises:
         )
 
     def _remember(self, candidate: Candidate, verdict: types_pb2.Verdict) -> None:
-        said = Said(candidate.attempt, verdict, candidate.due_s, self.ledger.engine_free_s)
+        said = Said(candidate.attempt, verdict, candidate.due_s, self.clock.now_s())
         self.ledger.history.remember(candidate.prefill.id, said)

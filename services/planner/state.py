@@ -24,13 +24,17 @@ _MAX_BATCH_S = 600.0
 
 @dataclass(frozen=True, slots=True)
 class EngineEntry:
-    """One request in the engine. `asked_tpot_s` and `ttft_deadline_s` are what a best-effort request once asked for."""
+    """One request in the engine. `asked_tpot_s` and `ttft_deadline_s` are what a best-effort request once asked for.
+
+    `accepted_s`: when its worker handed it to the engine; NaN where that is not known.
+    """
 
     attempt: int
     planned: Decoder | Prefill
     asked_tpot_s: float
     ttft_deadline_s: float
     max_tokens: int
+    accepted_s: float = math.nan
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,4 +125,5 @@ def _entry(
         asked_tpot_s=tpot_s if math.isfinite(tpot_s) and tpot_s > 0 else math.inf,
         ttft_deadline_s=clock.to_monotonic_s(request.ttft_deadline_us) if request.ttft_deadline_us else -math.inf,
         max_tokens=request.max_tokens,
+        accepted_s=clock.to_monotonic_s(request.accepted_at_us) if request.accepted_at_us else math.nan,
     )

@@ -3,6 +3,7 @@
 Times are monotonic seconds of this host: the engine process and the worker process share that clock.
 """
 
+import math
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -80,6 +81,8 @@ class Submission:
     pending: bool = False  # not decided: the hook decides it, as `verdict_mode` says, and reports
     verdict_mode: VerdictMode = VerdictMode.FIRM
     weight: int = 1  # of its application, where not all pending requests fit
+    accepted_at_s: float = math.nan  # when it was handed to the engine
+    delivery_spread_s: float = 0.0  # how much later than a first token a last one may reach its client
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +129,7 @@ class RequestProgress:
     next_deadline_s: float
     tpot_s: float
     scheduled_at_s: float | None = None  # start of its prefill
+    accepted_at_s: float = math.nan  # when it was handed to the engine
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,4 +125,5 @@ def _progress(entry: RequestEntry) -> RequestProgress:
         next_deadline_s=entry.next_deadline_s,
         tpot_s=entry.tpot_s,
         scheduled_at_s=entry.scheduled_at_s,
+        accepted_at_s=entry.accepted_at_s,
     )

@@ -111,4 +111,5 @@ class Reporter:
             request.due_s,
             request.tpot_s,
             request.scheduled_at_s,
+            terms.accepted_at_s,
         )

@@ -87,6 +87,7 @@ class RequestEntry(msgspec.Struct, frozen=True, array_like=True):
     next_deadline_s: float
     tpot_s: float
     scheduled_at_s: float | None
+    accepted_at_s: float
 
 
 class DecidedEntry(msgspec.Struct, frozen=True, array_like=True):

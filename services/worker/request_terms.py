@@ -4,6 +4,7 @@ Carried in `SamplingParams.extra_args["slos"]` as plain numbers, strings and lis
 host, which the worker process and the engine process share.
 """
 
+import math
 from typing import Any
 
 import msgspec
@@ -68,6 +69,8 @@ class RequestTerms(msgspec.Struct, frozen=True, array_like=True):
     pending: bool = False
     verdict_mode: VerdictMode = VerdictMode.FIRM
     weight: int = 1
+    accepted_at_s: float = math.nan
+    delivery_spread_s: float = 0.0
 
 
 def terms_of(submission: Submission) -> RequestTerms:
@@ -91,6 +94,8 @@ def terms_of(submission: Submission) -> RequestTerms:
         pending=submission.pending,
         verdict_mode=submission.verdict_mode,
         weight=submission.weight,
+        accepted_at_s=submission.accepted_at_s,
+        delivery_spread_s=submission.delivery_spread_s,
     )
 
 

@@ -115,6 +115,7 @@ class StateMirror:
             tpot_ms=progress.tpot_s * 1000,
             application=progress.application,
             max_tokens=progress.max_tokens,
+            accepted_at_us=self._us(progress.accepted_at_s),
         )
 
     def _us(self, monotonic_s: float) -> int:

@@ -1,7 +1,7 @@
 """How long batches take: those in flight, those observed, and the performance model corrected by them."""
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from services.core.fit import OnlineCorrection
 from services.core.perf_model import BatchShape, PerfModel
@@ -10,6 +10,8 @@ __all__ = ["StepTimer"]
 
 _CORRECT_EVERY = 16
 _PUBLISH_CHANGE = 0.02
+_PUBLISH_MARGIN_S = 0.0005
+_SPREAD_LASTS_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,26 +27,43 @@ class StepTimer:
     A batch lasts from the completion of the one before it, or from its own start on an engine that was idle: the time
     the scheduler and the output path take between two batches is part of what a deadline sees, so it is part of the
     model.
+
+    The margin of `model` is that of the batch times plus the spread of the delivery: a mean TPOT is judged from the
+    first token that a client is sent to the last, and the last may take longer on its way.
     """
 
     def __init__(self, model: PerfModel | None) -> None:
         self._base = model
         self.model = model
         self._correction = OnlineCorrection(margin_s=model.margin_s if model is not None else 0.0)
+        self._spread_s = 0.0
+        self._spread_until_s = float("-inf")
         self._in_flight: deque[_InFlight] = deque()
         self._completed_s = float("-inf")
         self._busy = False
         self._published_scale = 1.0
+        self._published_margin_s = 0.0
         self._observed: list[tuple[int, int, int, int, float]] = []
         self._changed = False
         self.free_at_s = float("-inf")
 
     def set_model(self, model: PerfModel) -> None:
         """Plan with `model` from now on, uncorrected."""
-        self._base = self.model = model
+        self._base = model
         self._correction = OnlineCorrection(margin_s=model.margin_s)
-        self._published_scale = 1.0
-        self._changed = True
+        self._correct()
+        self._publish()
+
+    def delivery_spread(self, now_s: float, spread_s: float) -> None:
+        """A request came whose last token may take `spread_s` longer to its client than its first.
+
+        The largest such of the last half minute counts: requests come from several admission processes.
+        """
+        if spread_s >= self._spread_s or now_s > self._spread_until_s:
+            changed = spread_s != self._spread_s
+            self._spread_s, self._spread_until_s = spread_s, now_s + _SPREAD_LASTS_S
+            if changed:
+                self._correct()
 
     def started(self, now_s: float, shape: BatchShape | None) -> float:
         """A batch was scheduled; when it is expected to complete."""
@@ -86,9 +105,21 @@ class StepTimer:
         if self._base is None:
             return
         self._correction.observe(self._base.seconds(shape), seconds)
-        if self._correction.steps % _CORRECT_EVERY:
+        if self._correction.steps % _CORRECT_EVERY == 0:
+            self._correct()
+
+    def _correct(self) -> None:
+        """Plan with the model as it is now; it is published where that makes more than a little difference."""
+        if self._base is None:
             return
-        self.model = self._correction.applied(self._base)
-        if abs(self._correction.scale / self._published_scale - 1.0) > _PUBLISH_CHANGE:
-            self._published_scale = self._correction.scale
-            self._changed = True
+        corrected = self._correction.applied(self._base)
+        self.model = replace(corrected, margin_s=corrected.margin_s + self._spread_s)
+        scale = self._correction.scale / self._published_scale - 1.0
+        margin_s = self.model.margin_s - self._published_margin_s
+        if abs(scale) > _PUBLISH_CHANGE or abs(margin_s) > _PUBLISH_MARGIN_S:
+            self._publish()
+
+    def _publish(self) -> None:
+        self._published_scale = self._correction.scale
+        self._published_margin_s = self.model.margin_s if self.model is not None else 0.0
+        self._changed = True

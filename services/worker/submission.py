@@ -49,6 +49,8 @@ def submission_of(
         arrival_s=clock.to_monotonic_s(request.arrival_us),
         forecast_tokens=forecast.mean_tokens,
         weight=weight,
+        accepted_at_s=clock.now_s(),
+        delivery_spread_s=max(0.0, request.delivery_spread_us / 1e6),
         first_token_s=clock.to_monotonic_s(request.first_token_us) if request.HasField("first_token_us") else None,
         traceparent=request.traceparent,
         tracestate=request.tracestate,

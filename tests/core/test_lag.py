@@ -14,11 +14,28 @@ def test_one_accident_among_few_is_left_out() -> None:
     assert estimate.seconds(1.0) == 0.005
 
 
-def test_among_many_it_is_the_ninth_decile() -> None:
+def test_among_many_it_is_what_97_of_100_stayed_below() -> None:
     estimate = LagEstimate()
-    for lag_ms in range(1, 52):
+    for lag_ms in range(1, 102):
         estimate.observe(1.0, lag_ms / 1000)
-    assert estimate.seconds(1.0) == 0.046
+    assert estimate.seconds(1.0) == 0.098
+
+
+def test_the_usual_lag_is_reckoned_with_until_enough_is_known() -> None:
+    estimate = LagEstimate(prior_s=0.02)
+    assert estimate.seconds(1.0) == 0.02
+    for _ in range(15):
+        estimate.observe(1.0, 0.003)
+    assert estimate.seconds(1.0) == 0.02
+    estimate.observe(1.0, 0.003)
+    assert estimate.seconds(1.0) == 0.003
+    assert estimate.seconds(60.0) == 0.02
+
+
+def test_more_than_the_usual_lag_is_believed_at_once() -> None:
+    estimate = LagEstimate(prior_s=0.02)
+    estimate.observe(1.0, 0.05)
+    assert estimate.seconds(1.0) == 0.05
 
 
 def test_a_bad_minute_is_forgotten() -> None:

@@ -8,7 +8,7 @@ from services.core.duration_cap import DurationCap
 from services.core.floors import FLOOR_WEIGHT, AttainmentFloors
 from services.core.presets import preset
 from services.core.slo import VerdictMode
-from services.core.verdict import VerdictKind, verdict_for
+from services.core.verdict import VerdictKind, displaces, verdict_for
 from services.core.view import Prefill
 
 HOPELESS = Constraint(ConstraintKind.HOPELESS)
@@ -42,6 +42,19 @@ def test_hopeless_is_declined_and_a_promise_is_kept_in_every_mode(mode: VerdictM
 
 def test_what_has_no_room_now_stays_pending() -> None:
     assert verdict(VerdictMode.EARLY, prompt=10, constraint=NO_ROOM) is VerdictKind.PENDING
+
+
+def decided(name: str, constraint: Constraint = FITS) -> Decision:
+    return Decision(name, constraint is FITS, 0.5, 0.5, 0.05, constraint)
+
+
+@pytest.mark.parametrize(
+    ("others", "displaced"),
+    [((), False), ((FITS,), False), ((FITS, NO_ROOM), True), ((HOPELESS,), False)],
+)
+def test_a_candidate_displaces_what_might_have_been_held_without_it(others, displaced) -> None:
+    decisions = [decided("new", NO_ROOM), *(decided(f"r{n}", constraint) for n, constraint in enumerate(others))]
+    assert displaces(decisions, {"new"}) is displaced
 
 
 def test_an_application_under_its_floor_weighs_ten_times_until_it_recovers() -> None:

@@ -18,15 +18,29 @@ def lag() -> DeliveryLag:
     return DeliveryLag(Clock(), admission_instruments(MeterProvider().get_meter("test")))
 
 
-def test_nothing_is_taken_off_before_a_first_token_was_sent(lag: DeliveryLag) -> None:
-    assert lag.off_s(1.0) == 0.0
+def test_before_a_first_token_was_sent_the_usual_lag_and_spread_are_reckoned_with(lag: DeliveryLag) -> None:
+    assert lag.off_s(1.0) == 0.005
+    assert lag.spread_s(0.05) == 0.003
 
 
 def test_the_lag_of_recent_first_tokens_is_taken_off_but_never_more_than_a_quarter(lag: DeliveryLag) -> None:
     for _ in range(10):
-        lag.first_token("w0", emitted_us=1_000_000, sent_us=1_030_000)
+        lag.first_token("w0", 0.030)
     assert lag.off_s(1.0) == pytest.approx(0.030)
     assert lag.off_s(0.1) == pytest.approx(0.025)
+
+
+def test_the_spread_is_how_much_longer_last_tokens_take_and_at_most_a_quarter_of_a_tpot(lag: DeliveryLag) -> None:
+    for _ in range(16):
+        lag.last_token(0.004, 0.010)
+    assert lag.spread_s(0.05) == pytest.approx(0.006)
+    assert lag.spread_s(0.01) == pytest.approx(0.0025)
+
+
+def test_last_tokens_that_come_sooner_than_first_ones_need_nothing_in_hand(lag: DeliveryLag) -> None:
+    for _ in range(16):
+        lag.last_token(0.010, 0.004)
+    assert lag.spread_s(0.05) == 0.0
 
 
 async def test_the_engine_is_given_the_clients_deadline_less_the_lag(world: World, tokens: ModelTokens) -> None:
@@ -44,5 +58,24 @@ async def test_the_engine_is_given_the_clients_deadline_less_the_lag(world: Worl
     first, second = await answered(), await answered()
     budgets_us = [queued.ttft_deadline_us - queued.arrival_us for queued in (first, second)]
     assert first.stages == second.stages  # what the client is promised is the same
-    assert budgets_us[0] == round(first.stages[0].ttft_ms * 1000)
-    assert budgets_us[1] <= budgets_us[0] - 20_000
+    assert budgets_us[0] == round(first.stages[0].ttft_ms * 1000) - 5_000
+    assert budgets_us[1] <= budgets_us[0] - 15_000
+
+
+async def test_the_engine_is_told_how_much_longer_last_tokens_take(world: World, tokens: ModelTokens) -> None:
+    async def answered() -> types_pb2.QueuedRequest:
+        stream = world.client.generate("Go on.", application="chatbot")
+        await anext(stream)
+        queued = await world.placed()
+        now_us = round(time.time() * 1e6)
+        world.worker.emit(queued.request_id, ids_of(tokens, "ok"), emitted_us=now_us)
+        await anext(stream)  # the first tokens are there: what comes now is a chunk of its own
+        world.worker.emit(
+            queued.request_id, ids_of(tokens, "ok"), finish=types_pb2.FINISH_REASON_STOP, emitted_us=now_us - 15_000
+        )
+        assert [event async for event in stream]
+        return queued
+
+    first, second = await answered(), await answered()
+    assert first.delivery_spread_us == 3_000
+    assert 12_000 <= second.delivery_spread_us <= 25_000

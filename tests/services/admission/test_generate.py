@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from protos import admission_pb2, types_pb2
+from services.admission.delivery import USUAL_LAG_S
 from services.admission.tokens import ModelTokens
 from services.client import Event, Finished, Reason, SloServeError, StageEnd, Tokens, Verdict, VerdictChanged
 from tests.services.admission.world import BEST_EFFORT, PENDING, World, generate, ids_of, soon
@@ -58,7 +59,7 @@ async def test_what_travels_in_the_queue_is_complete(world: World, tokens: Model
     assert (queued.attempt, queued.tenant, queued.application) == (1, "default", "chatbot")
     assert list(queued.prompt_token_ids) == tokens.encode("Return the number of items.")
     assert queued.stages[0].tier == "loose"
-    assert queued.ttft_deadline_us == queued.arrival_us + round(queued.stages[0].ttft_ms * 1000)
+    assert queued.ttft_deadline_us == queued.arrival_us + round(queued.stages[0].ttft_ms * 1000 - USUAL_LAG_S * 1e6)
     assert 0 < queued.client_deadline_us - queued.arrival_us <= 30_500_000  # gRPC rounds deadlines up
     assert tuple(queued.stop_token_ids) == tokens.stop_token_ids
     assert queued.sampling.max_tokens == 32

@@ -3,6 +3,7 @@
 import pytest
 
 from protos import router_pb2, types_pb2
+from services.admission.delivery import USUAL_LAG_S
 from services.client import InvalidRequestError, Reason, SlosClient, SloServeError, Stage
 from services.common.config import Catalogue, Tenant
 from tests.services.admission.world import ADMITTED, BEST_EFFORT, World
@@ -18,7 +19,7 @@ async def test_a_quote_carries_the_fleets_best_answer(world: World) -> None:
     quote = await world.client.quote("Go.", application="chatbot")
     assert (quote.fits, quote.tightest_ttft_ms, quote.tightest_tpot_ms, quote.earliest_us) == (
         False,
-        1200,
+        1200 + USUAL_LAG_S * 1000,
         100,
         7_000_000,
     )
@@ -36,7 +37,7 @@ async def test_the_routers_are_asked_about_what_generate_would_place(world: Worl
     await stream.aclose()
     [quoted], [placed] = world.router.quoted, world.router.placed
     for queued in (quoted, placed):
-        assert queued.ttft_deadline_us - queued.arrival_us == round(queued.stages[0].ttft_ms * 1000)
+        assert queued.ttft_deadline_us - queued.arrival_us == round(queued.stages[0].ttft_ms * 1000 - USUAL_LAG_S * 1e6)
         for name in ("request_id", "arrival_us", "ttft_deadline_us", "traceparent", "tier", "promised"):
             queued.ClearField(name)
     assert quoted == placed

@@ -48,13 +48,15 @@ async def test_what_is_hopeless_never_waits(planner, mode) -> None:
     assert answer.verdict.constraint.kind == types_pb2.CONSTRAINT_KIND_HOPELESS
 
 
-async def test_a_pending_request_gives_way_to_a_later_promise(planner) -> None:
+@pytest.mark.parametrize(("seats", "kind"), [(2, ADMITTED), (1, PENDING)])
+async def test_a_cheap_request_is_promised_at_once_unless_a_pending_one_would_pay_for_it(planner, seats, kind) -> None:
     now_us = planner.clock.now_us()
-    async with planner.worker(a_state(now_us, max_num_seqs=1)):
+    async with planner.worker(a_state(now_us, max_num_seqs=seats)):
         [waits] = await planner.admit(a_candidate(now_us, "long", ttft_ms=5000, prompt_tokens=3000, verdict_mode=EARLY))
         [cheap] = await planner.admit(a_candidate(now_us, "cheap", verdict_mode=EARLY))
         [again] = await planner.admit(a_candidate(now_us, "long", ttft_ms=5000, prompt_tokens=3000, verdict_mode=EARLY))
-    assert [answer.verdict.kind for answer in (waits, cheap, again)] == [PENDING, ADMITTED, PENDING]
+    assert [answer.verdict.kind for answer in (waits, cheap, again)] == [PENDING, kind, PENDING]
+    assert not cheap.verdict.HasField("constraint")  # its plan has room: the engine decides whom it takes
     assert again == waits
 
 

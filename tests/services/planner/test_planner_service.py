@@ -188,14 +188,14 @@ async def test_the_way_to_the_engine_is_measured_and_taken_off_the_deadlines_to_
     now_us = planner.clock.now_us()
     async with planner.worker(a_state(now_us)) as stream:
         [first] = await planner.admit(a_candidate(now_us, "r1"))
-        later_us = planner.clock.now_us() + 300_000  # reported 300 ms after the plan would have begun its prefill
-        arrived = a_request(now_us, "r1", output_tokens=0, computed_tokens=0)
+        later_us = planner.clock.now_us() + 300_000
+        arrived = a_request(now_us, "r1", output_tokens=0, computed_tokens=0, accepted_at_us=later_us)
         await stream.send(a_state(later_us, 2, full=False, requests=[arrived]))
         ledger = planner.fleet.get("gpu-0").ledger
         await planner.until(lambda: ledger.running == 1)
         [second] = await planner.admit(a_candidate(now_us, "r2"))
         [hasty] = await planner.admit(a_candidate(now_us, "r3", ttft_ms=320))
-    assert ledger.slip.seconds(planner.clock.now_s()) == pytest.approx(0.3, abs=0.1)
+    assert ledger.transit.seconds(planner.clock.now_s()) == pytest.approx(0.3, abs=0.1)
     assert first.verdict.predicted_ttft_ms + 200 < second.verdict.predicted_ttft_ms < 1000
     assert hasty.verdict.kind == BEST_EFFORT
 

@@ -1,22 +1,43 @@
-from services.planner.slip import SlipEstimate
+"""How much later than planned a candidate reaches the engine, by where the engine stands in its batches."""
+
+import math
+
+import pytest
+
+from services.planner.slip import TransitEstimate, slip_s
 
 
-def test_nothing_seen_is_no_slip() -> None:
-    assert SlipEstimate().seconds(10.0) == 0.0
+def test_a_system_that_was_just_started_reckons_with_the_usual_transit() -> None:
+    transit = TransitEstimate()
+    assert transit.seconds(10.0) == 0.02
+    for _ in range(16):
+        transit.observe(10.0, 0.008)
+    assert transit.seconds(10.0) == 0.008
 
 
-def test_it_is_an_upper_quantile_and_never_negative() -> None:
-    slip = SlipEstimate()
-    for tenth in range(10):
-        slip.observe(10.0, tenth / 10)
-    assert slip.seconds(10.0) == 0.8
-    early = SlipEstimate()
-    early.observe(10.0, -0.5)
-    assert early.seconds(10.0) == 0.0
+@pytest.mark.parametrize(
+    ("free_s", "later_s"),
+    [
+        (10.050, 0.0),  # it arrives while the engine still runs its batch
+        (10.010, 0.0),  # just in time
+        (10.004, 0.100),  # the next batch is formed without it
+        (9.996, 0.096),  # formed already, which the planner has not been told
+        (9.896, 0.096),  # and one before that
+        (-math.inf, 0.010),  # no batch was ever reported
+    ],
+)
+def test_a_candidate_waits_for_the_first_batch_that_is_formed_after_its_arrival(free_s, later_s) -> None:
+    assert slip_s(10.0, free_s, 0.010, 0.100) == pytest.approx(later_s)
 
 
-def test_one_bad_minute_is_forgotten() -> None:
-    slip = SlipEstimate()
-    slip.observe(10.0, 5.0)
-    assert slip.seconds(39.0) == 5.0
-    assert slip.seconds(41.0) == 0.0
+def test_with_two_batches_in_flight_the_next_is_formed_one_batch_sooner() -> None:
+    assert slip_s(10.0, 10.150, 0.010, 0.100, 2) == pytest.approx(0.0)
+    assert slip_s(10.0, 10.105, 0.010, 0.100, 2) == pytest.approx(0.100)
+
+
+def test_the_start_it_comes_to_is_after_its_arrival_and_less_than_a_batch_later() -> None:
+    for free_ms in range(-500, 60):
+        free_s = 10.0 + free_ms / 1000
+        start_s = max(10.0, free_s) + slip_s(10.0, free_s, 0.010, 0.030)
+        assert start_s >= 10.010 - 1e-9
+        assert start_s < max(10.010, free_s) + 0.030 + 1e-9

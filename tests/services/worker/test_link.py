@@ -18,7 +18,9 @@ def message(seq: int, entries: tuple[RequestEntry, ...] = (), removed: tuple[int
 
 
 def entry(number: int) -> RequestEntry:
-    return RequestEntry(number, f"r{number}", 1, "app", "loose", True, False, 10, 0, 0, 20, 30, 2.0, 2.0, 0.1, None)
+    return RequestEntry(
+        number, f"r{number}", 1, "app", "loose", True, False, 10, 0, 0, 20, 30, 2.0, 2.0, 0.1, None, 1.5
+    )
 
 
 async def test_directives_arrive_in_order_without_waiting() -> None:

@@ -74,3 +74,30 @@ def test_without_a_model_batches_are_only_observed() -> None:
     assert len(timer.take_observed()) == 1
     timer.set_model(MODEL)
     assert timer.model == MODEL
+
+
+def test_the_spread_of_the_delivery_is_part_of_the_margin_and_published() -> None:
+    timer = StepTimer(MODEL)
+    assert timer.take_model() is None
+    timer.delivery_spread(1.0, 0.004)
+    assert timer.model is not None
+    assert timer.model.margin_s == pytest.approx(0.006)
+    assert timer.take_model() == timer.model
+    timer.delivery_spread(2.0, 0.001)  # of another admission process, less far away
+    assert timer.model.margin_s == pytest.approx(0.006)
+
+
+def test_a_spread_that_no_request_brings_any_more_is_forgotten() -> None:
+    timer = StepTimer(MODEL)
+    timer.delivery_spread(1.0, 0.004)
+    timer.delivery_spread(40.0, 0.001)
+    assert timer.model is not None
+    assert timer.model.margin_s == pytest.approx(0.003)
+
+
+def test_a_new_model_keeps_the_spread() -> None:
+    timer = StepTimer(MODEL)
+    timer.delivery_spread(1.0, 0.004)
+    timer.set_model(PerfModel(MODEL.segments, margin_s=0.001))
+    assert timer.model is not None
+    assert timer.model.margin_s == pytest.approx(0.005)
