@@ -58,7 +58,7 @@ def queued_request(
         stages=[stage_to_wire(stage, tier) for stage, tier in zip(stages, tiers, strict=True)],
         arrival_us=arrival_us,
         ttft_deadline_us=arrival_us + round((ttft_s - delivery_lag_s) * 1e6),
-        stop_token_ids=tokens.stop_token_ids,
+        stop_token_ids=() if valid.sampling.ignore_eos else tokens.stop_token_ids,
         traceparent=trace.traceparent,
         tracestate=trace.tracestate,
         client_deadline_us=client_deadline_us,

@@ -15,6 +15,7 @@ class BatchLimit(StrEnum):
     DEADLINE = "deadline"
     FLOOR = "floor"
     WORK = "work"
+    TOKENS = "tokens"
     IDLE = "idle"
 
 
@@ -24,6 +25,7 @@ _WHY = {
     BatchLimit.DEADLINE: "the first prefill's deadline",
     BatchLimit.FLOOR: "the smallest batch that still moves prefill",
     BatchLimit.WORK: "the work at hand",
+    BatchLimit.TOKENS: "the engine's limit on tokens per batch",
     BatchLimit.IDLE: "nothing to run",
 }
 

@@ -20,6 +20,7 @@ _LIMITS = {
     sim.LIMIT_DEADLINE: BatchLimit.DEADLINE,
     sim.LIMIT_FLOOR: BatchLimit.FLOOR,
     sim.LIMIT_WORK: BatchLimit.WORK,
+    sim.LIMIT_TOKENS: BatchLimit.TOKENS,
 }
 
 

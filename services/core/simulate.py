@@ -25,6 +25,7 @@ __all__ = [
     "LIMIT_DEADLINE",
     "LIMIT_FLOOR",
     "LIMIT_SLACK",
+    "LIMIT_TOKENS",
     "LIMIT_WORK",
     "MISS_DEADLINE",
     "MISS_TPOT",
@@ -38,7 +39,7 @@ LEFT_OUT, IN_TIME, LATE, AFTER = 0, 1, 2, 3
 joining its tier then; without a promise, served behind everything and joining no tier."""
 
 FEASIBLE, MISS_DEADLINE, MISS_TPOT = 0, 1, 2
-LIMIT_CAP, LIMIT_SLACK, LIMIT_DEADLINE, LIMIT_FLOOR, LIMIT_WORK = 0, 1, 2, 3, 4
+LIMIT_CAP, LIMIT_SLACK, LIMIT_DEADLINE, LIMIT_FLOOR, LIMIT_WORK, LIMIT_TOKENS = 0, 1, 2, 3, 4, 5
 
 _MAX_BATCHES = 4096
 
@@ -187,9 +188,14 @@ def simulate(problem: Problem, standing: Ints, cap_s: float, behind_s: float) ->
         )
         shortest = seconds(coef, tokens, context, requests, draft)
         floor = seconds(coef, tokens + limits.min_prefill_tokens, context, requests + 1, draft)
-        capped = capped or cap_s < min(slack, late_slack)
+        head = order[h]
+        full = seconds(coef, limits.max_batch_tokens, context + done[head], requests + 1, draft)
+        capped = capped or cap_s < min(slack, late_slack, full)
         d = max(min(cap_s, late_slack), floor)
         limit = LIMIT_FLOOR if d == floor else (LIMIT_CAP if d == cap_s else LIMIT_SLACK)
+        if full < d:
+            d = full
+            limit = LIMIT_TOKENS
         if slack < d:
             d = slack
             limit = LIMIT_SLACK
@@ -198,7 +204,6 @@ def simulate(problem: Problem, standing: Ints, cap_s: float, behind_s: float) ->
                 code, row, needed, available = MISS_TPOT, slack_tier, shortest, d
                 break
             d = shortest
-        head = order[h]
         if standing[head] == IN_TIME and t + d > queue.deadline[head] - limits.margin_s:
             room = queue.deadline[head] - limits.margin_s - t
             alone = seconds(coef, tokens + left[head], context + done[head], requests + 1, draft)

@@ -79,6 +79,8 @@ def instances(
         10.0, draw(MODELS), running, held, free, used + free, 16, draw(st.sampled_from([512, 512, 20])), 10.0
     )
     settings = PlanSettings(
-        caps_s=draw(st.sampled_from([(0.1, 0.14, 0.2), (0.1,)])), hold_first_token=draw(st.booleans())
+        caps_s=draw(st.sampled_from([(0.1, 0.14, 0.2), (0.1,)])),
+        hold_first_token=draw(st.booleans()),
+        max_batch_tokens=draw(st.sampled_from([8192, 8192, 512, 100])),
     )
     return Instance(view, asked, settings)

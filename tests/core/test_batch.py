@@ -8,6 +8,7 @@ from core_instances import Instance, instances
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from services.core.admission import decide
 from services.core.batch import BatchLimit, form_batch
 from services.core.columns import columns_of
 from services.core.perf_model import BatchShape
@@ -57,6 +58,16 @@ def test_the_batch_ends_where_the_first_prefill_is_just_in_time() -> None:
     assert plan.duration_s <= 0.07
     assert [c.id for c in plan.prefill] == ["p", "q"]
     assert plan.prefill[0].tokens == 300
+
+
+def test_a_prompt_of_several_batches_of_the_engines_limit_is_in_time_where_their_sum_is() -> None:
+    settings = PlanSettings(caps_s=(0.2,), max_batch_tokens=256)
+    prompt = replace(waiting("p", 0.12, 600), promised=False)  # 256 + 256 + 88 tokens take 42 + 42 + 31 ms
+    assert decide(view(), [prompt], settings=settings).by_id["p"].admitted
+    assert not decide(view(), [replace(prompt, deadline_s=0.114)], settings=settings).by_id["p"].admitted
+    plan = form_batch(view((), [prompt]), settings)
+    assert (plan.limit, plan.token_budget) == (BatchLimit.TOKENS, 256)
+    assert plan.limit_s == pytest.approx(plan.duration_s)
 
 
 def test_prefill_is_served_in_deadline_order() -> None:

@@ -68,6 +68,15 @@ async def test_what_travels_in_the_queue_is_complete(world: World, tokens: Model
     call.cancel()
 
 
+async def test_who_ignores_the_end_of_the_turn_is_not_stopped_by_it(world: World) -> None:
+    call = world.stub.Generate(generate(sampling=types_pb2.Sampling(ignore_eos=True)), timeout=30)
+    await anext(aiter(call))
+    [queued] = world.router.placed
+    assert queued.sampling.ignore_eos
+    assert not queued.stop_token_ids
+    call.cancel()
+
+
 async def test_stages_end_visibly_and_are_timed_from_the_stage_before(world: World, tokens: ModelTokens) -> None:
     stream = world.client.generate("Think.", application="reasoner", max_tokens=64)
     await anext(stream)
