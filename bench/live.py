@@ -5,6 +5,7 @@ same seed, open loop, over gRPC to the services and to AsyncLLM with its own sch
 saw. `--saturate` measures throughput instead: everything at once, best effort only.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,6 +25,7 @@ from bench.live_saturate import saturate
 from bench.live_stack import Side, sides
 from bench.live_targets import Target
 from bench.metrics import outcome_of
+from bench.model_shape import SHAPES, write_shape
 from bench.prompts import PromptMaker, load_prompt_maker
 from bench.report_files import RESULTS, provenance, write_result
 from bench.scenario import SCENARIOS, ScenarioError, ScenarioFile, load_scenarios
@@ -60,6 +62,7 @@ def main(
     ] = "emulated",
     preset_name: Annotated[str, typer.Option("--preset", help="emulated hardware and model")] = "opt-6.7b-a100",
     model: Annotated[str, typer.Option(help="directory or hub id")] = str(BUNDLED_MODEL),
+    shape: Annotated[str, typer.Option(help=f"of this published model with random weights: {', '.join(SHAPES)}")] = "",
     scenario: Annotated[str, typer.Option(help="one scenario of the file")] = "mixed",
     rates: Annotated[str, typer.Option(help="jobs/s, comma-separated; empty: 0.4, 0.7, 1 of the trace's own")] = "",
     window: Annotated[int, typer.Option(help="index of the window")] = 0,
@@ -82,6 +85,8 @@ def main(
         file = load_scenarios(scenarios)
         file.scenario(scenario)
         preset(preset_name)
+        if shape and (shape not in SHAPES or engine != "vllm"):
+            raise ValueError(f"--shape is for --engine vllm and one of: {', '.join(SHAPES)}")
         wanted = tuple(float(rate) for rate in rates.split(",") if rate)
     except (ScenarioError, UnknownPresetError, ValueError) as error:
         raise typer.BadParameter(str(error)) from None
@@ -89,7 +94,8 @@ def main(
     with TemporaryDirectory(prefix="slos-live-") as folder:
         settings = EngineSettings(
             engine=engine,
-            model=model,
+            model=str(write_shape(shape, Path(folder) / shape)) if shape else model,
+            weights="dummy" if shape else "auto",
             preset=preset_name,
             data_dir=Path(folder),
             async_scheduling=async_scheduling or None,
@@ -204,10 +210,12 @@ def _note(settings: EngineSettings, plan: Plan, side: Side) -> str:
     if settings.engine == "emulated":
         what = f"Emulated {shape.name}: vLLM's engine, scheduler and KV manager, with the modelled time per batch."
     else:
+        weights = " (random weights)" if settings.weights == "dummy" else ""
         what = (
-            f"Real vLLM with {shape.name}, performance model fitted at start (held-out R2 {side.r2_heldout:.3f}). "
+            f"Real vLLM with {shape.name}{weights}, performance model fitted at start (held-out R2 {side.r2_heldout:.3f}). "
             f"SLOs are scaled to it: TTFTs are slowdowns of its own zero-load prefill, lengths are divided by "
-            f"{plan.scale.length_divisor:g}, TPOTs multiplied by {plan.scale.tpot_factor:g}."
+            f"{plan.scale.length_divisor:g}, TPOTs multiplied by {plan.scale.tpot_factor:g}. Engine, services and "
+            f"load generator share {os.cpu_count()} cores."
         )
     counted = (
         f"Times as the client saw them; {plan.seconds:g} s of arrivals per round, {plan.repetitions} round(s) of each "
