@@ -65,7 +65,7 @@ def main(
     shape: Annotated[str, typer.Option(help=f"model shape on a GPU: {', '.join(SHAPES)}")] = "llama-3.1-8b",
     without: Annotated[Literal["emulated", "cpu"], typer.Option(help="what to run where there is no GPU")] = "emulated",
     scenario: Annotated[str, typer.Option(help="one scenario of the file")] = "mixed",
-    rates: Annotated[str, typer.Option(help="jobs/s, comma-separated; empty: 0.4, 0.7, 1 of the trace's own")] = "",
+    rates: Annotated[str, typer.Option(help="jobs/s, comma-separated; empty: 0.1, 0.2, 0.3 of the trace's own")] = "",
     seconds: Annotated[float, typer.Option(min=1, max=3600, help="how long jobs arrive in each round")] = 120.0,
     repetitions: Annotated[int, typer.Option(min=1)] = 1,
     stage_tokens: Annotated[int, typer.Option(min=1, help="longest output of a stage")] = 800,

@@ -39,7 +39,7 @@ __all__ = ["Plan", "main", "measure"]
 
 _CPU_LENGTH_DIVISOR = 4.0
 _GRACE_S = 20.0  # after the last deadline, as for capacity in virtual time
-_FACTORS = (0.4, 0.7, 1.0)  # of the trace's own rate, where no rates are given
+_FACTORS = (0.1, 0.2, 0.3)  # of the trace's own rate, where no rates are given
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ def main(
     model: Annotated[str, typer.Option(help="directory or hub id")] = str(BUNDLED_MODEL),
     shape: Annotated[str, typer.Option(help=f"of this published model with random weights: {', '.join(SHAPES)}")] = "",
     scenario: Annotated[str, typer.Option(help="one scenario of the file")] = "mixed",
-    rates: Annotated[str, typer.Option(help="jobs/s, comma-separated; empty: 0.4, 0.7, 1 of the trace's own")] = "",
+    rates: Annotated[str, typer.Option(help="jobs/s, comma-separated; empty: 0.1, 0.2, 0.3 of the trace's own")] = "",
     window: Annotated[int, typer.Option(help="index of the window")] = 0,
     seed: Annotated[int, typer.Option()] = 1,
     seconds: Annotated[float, typer.Option(min=1, max=3600, help="how long jobs arrive in each round")] = 60.0,

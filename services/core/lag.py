@@ -5,7 +5,6 @@ from collections import deque
 
 __all__ = ["LagEstimate"]
 
-_QUANTILE = 0.97
 _REMEMBERED = 256
 _FRESH_S = 30.0
 _ENOUGH = 16
@@ -14,11 +13,12 @@ _ENOUGH = 16
 class LagEstimate:
     """An upper quantile of recent lags, seconds. Old ones are forgotten, so that one bad minute does not last.
 
-    `prior_s` is reckoned with at least until enough is known.
+    `prior_s` is reckoned with at least until enough is known; `quantile` of those to come should stay below.
     """
 
-    def __init__(self, prior_s: float = 0.0) -> None:
+    def __init__(self, prior_s: float = 0.0, quantile: float = 0.97) -> None:
         self._prior_s = prior_s
+        self._quantile = quantile
         self._seen: deque[tuple[float, float]] = deque(maxlen=_REMEMBERED)
 
     def observe(self, now_s: float, lag_s: float) -> None:
@@ -32,5 +32,5 @@ class LagEstimate:
         if not self._seen:
             return self._prior_s
         lags = sorted(lag_s for _, lag_s in self._seen)
-        found_s = lags[math.floor(_QUANTILE * (len(lags) - 1))]
+        found_s = lags[math.floor(self._quantile * (len(lags) - 1))]
         return found_s if len(lags) >= _ENOUGH else max(found_s, self._prior_s)

@@ -37,6 +37,12 @@ def test_the_spread_is_how_much_longer_last_tokens_take_and_at_most_a_quarter_of
     assert lag.spread_s(0.01) == pytest.approx(0.0025)
 
 
+def test_the_spread_leaves_out_one_in_a_hundred(lag: DeliveryLag) -> None:
+    for spread_ms in range(101):
+        lag.last_token(0.0, spread_ms / 1000)
+    assert lag.spread_s(1.0) == pytest.approx(0.099)
+
+
 def test_last_tokens_that_come_sooner_than_first_ones_need_nothing_in_hand(lag: DeliveryLag) -> None:
     for _ in range(16):
         lag.last_token(0.010, 0.004)
