@@ -29,8 +29,7 @@ def earliest_fit_s(problem: Problem, solution: Solution, items: Sequence[Prefill
     if solution.standing[row]:
         return 0.0
     item = items[row]
-    window_s = item.deadline_s - problem.start_s
-    if _alone_s(problem, item, 0) > window_s - problem.limits.margin_s:
+    if _alone_s(problem, item, 0) > _window_s(problem, item):
         return math.inf
     late_s = float(solution.finish_s[row]) - item.deadline_s + problem.limits.margin_s
     if not math.isfinite(late_s):
@@ -56,7 +55,7 @@ def _decoders_s(problem: Problem, solution: Solution, item: Prefill, kept: np.nd
     """Until decoding with the item is within every TPOT, the item alone within its TTFT, and a seat is free."""
     steps = problem.base.steps
     pace_s = float((problem.tiers.tpot * problem.tiers.gain).min())
-    window_s = item.deadline_s - problem.start_s - problem.limits.margin_s
+    window_s = _window_s(problem, item)
     for ended in range(len(steps) + 1):
         running = len(steps) - ended + len(kept) + 1
         verify = int(problem.tiers.verify.max())
@@ -65,6 +64,13 @@ def _decoders_s(problem: Problem, solution: Solution, item: Prefill, kept: np.nd
         if running <= problem.limits.seats and decode_s <= pace_s and alone_s <= window_s:
             return 0.0 if ended == 0 else float(steps[ended - 1]) * pace_s
     return _longest_s(problem, solution, kept)
+
+
+def _window_s(problem: Problem, item: Prefill) -> float:
+    """The time a first token has at best: all of its TTFT, where the engine is free when it arrives."""
+    left_s = item.deadline_s - problem.start_s
+    whole_s = item.deadline_s - item.arrival_s
+    return (max(left_s, whole_s) if math.isfinite(whole_s) else left_s) - problem.limits.margin_s
 
 
 def _alone_s(problem: Problem, item: Prefill, decoders: int) -> float:

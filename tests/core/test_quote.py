@@ -50,6 +50,17 @@ def test_a_request_no_idle_replica_could_serve_is_never_going_to_fit() -> None:
     assert retry_delay_s(busy(), ask(0.05, prompt=5000), Policy.MH, SETTINGS) == math.inf
 
 
+def test_what_only_the_batch_in_flight_makes_hopeless_fits_when_that_has_ended() -> None:
+    view = ReplicaView(0.0, MODEL, (), (), 7000, 7000, engine_free_at_s=0.08)
+    candidate = ask(0.1)  # alone it takes 80 ms, of which 20 are left
+    assert not decide(view, (candidate,), settings=SETTINGS).by_id["q"].admitted
+    delay_s = retry_delay_s(view, candidate, Policy.MH, SETTINGS)
+    assert 0 < delay_s < 0.15
+    later = replace(view, now_s=delay_s)
+    again = replace(candidate, deadline_s=candidate.deadline_s + delay_s, arrival_s=delay_s)
+    assert decide(later, (again,), settings=SETTINGS).by_id["q"].admitted
+
+
 def test_after_the_retry_delay_it_fits_and_well_before_it_does_not() -> None:
     view = busy(backlog=6)
     view = replace(view, prefills=tuple(replace(p, deadline_s=0.95) for p in view.prefills))
