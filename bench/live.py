@@ -212,7 +212,8 @@ def _note(settings: EngineSettings, plan: Plan, side: Side) -> str:
     else:
         weights = " (random weights)" if settings.weights == "dummy" else ""
         what = (
-            f"Real vLLM with {shape.name}{weights}, performance model fitted at start (held-out R2 {side.r2_heldout:.3f}). "
+            f"Real vLLM with {shape.name}{weights}, performance model fitted at start "
+            f"(held-out R2 {side.r2_heldout:.3f}). "
             f"SLOs are scaled to it: TTFTs are slowdowns of its own zero-load prefill, lengths are divided by "
             f"{plan.scale.length_divisor:g}, TPOTs multiplied by {plan.scale.tpot_factor:g}. Engine, services and "
             f"load generator share {os.cpu_count()} cores."
