@@ -54,3 +54,24 @@ def test_the_oldest_past_its_patience_is_next() -> None:
     assert longest_waiting(arrivals_s, 36.0, 30.0) == "b"
     assert longest_waiting(arrivals_s, 35.0, 30.0) is None
     assert longest_waiting({}, 35.0, 30.0) is None
+
+
+@DEPTHS
+def test_an_aged_request_that_came_too_late_keeps_its_turn(depth: int) -> None:
+    with driven(depth=depth, patience_s=2.0) as replica:
+        load = overload(replica, 2.0)
+        replica.send("old", 4000, 60, ttft_s=0.5, promised=False, asked=True)
+        while not (old := replica.scheduler._tracked["old"]).aged:
+            load += overload(replica, 0.2)
+        assert old.promised
+        replica.now_s += 30.0  # the device stood still: what was due is lost
+        replica.step()
+        assert replica.scheduler._tracked["old"] is old
+        assert old.aged
+        assert old.promised
+        assert replica.now_s < old.due_s < replica.now_s + 10.0
+        lost = [one for one in load if (tracked := replica.scheduler._tracked.get(one.terms.request_id)) is not None
+                and not tracked.on_tier]  # fmt: skip
+        assert lost  # which those were that had a client's promise
+        replica.run()
+        assert replica.scheduler._hook._promised == 0
