@@ -132,7 +132,8 @@ class Promises:
         transit_s = ledger.transit.seconds(now_s) + _HANDOVER_S
         if ledger.batches_in_flight == 1 and ledger.engine_free_s >= now_s + transit_s:
             return 0.0  # it will be there when the next batch is formed
-        batch_s = form_batch(ledger.view(), self.settings).duration_s
+        settings = replace(self.settings, cap_lapsed=self._cap.lapsed(now_s))
+        batch_s = form_batch(ledger.view(), settings).duration_s
         if not ledger.running:  # what is on its way may come first, and run first
             return transit_s + batch_s
         batch_s = max(_SHORTEST_BATCH_S, batch_s)

@@ -200,6 +200,19 @@ async def test_the_way_to_the_engine_is_measured_and_taken_off_the_deadlines_to_
     assert hasty.verdict.kind == BEST_EFFORT
 
 
+async def test_a_first_token_that_a_batch_of_best_effort_would_make_late_is_not_promised(planner) -> None:
+    now_us = planner.clock.now_us()
+    best_effort = {"tier": "best-effort", "promised": False, "started": False, "computed_tokens": 0, "output_tokens": 0}
+    waits = a_request(now_us, "long", prompt_tokens=6000, ttft_deadline_us=0, next_deadline_us=0, **best_effort)
+    async with planner.worker(a_state(now_us, engine_free_at_us=now_us, requests=[waits])):
+        # The engine forms its next batch before the request arrives, and nothing shortens it: 0.44 s of best effort.
+        [hasty] = await planner.admit(a_candidate(planner.clock.now_us(), "r1", ttft_ms=300))
+        [patient] = await planner.admit(a_candidate(planner.clock.now_us(), "r2", ttft_ms=2000))
+        # From now on batches are short, because there is a promise to keep.
+        [later] = await planner.admit(a_candidate(planner.clock.now_us(), "r3", ttft_ms=300))
+    assert [answer.verdict.kind for answer in (hasty, patient, later)] == [BEST_EFFORT, ADMITTED, ADMITTED]
+
+
 async def test_what_reached_the_engine_in_time_is_the_engines_to_keep_whatever_slip_was_planned(planner) -> None:
     now_us = planner.clock.now_us()
     async with planner.worker(a_state(now_us)) as stream:
