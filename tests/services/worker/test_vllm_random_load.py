@@ -53,7 +53,7 @@ def cases() -> list[Case]:
                 prompt,
                 rng.randint(1, 60),
                 rng.choice(["tight", "loose", BEST_EFFORT, BEST_EFFORT, *VerdictMode]),
-                rng.choice([0.05, 2.0, 30.0]),
+                rng.choice([0.001, 0.05, 2.0, 30.0]),  # the first is hopeless
                 rng.uniform(0, 1.0),
                 rng.uniform(0, 0.2) if rng.random() < 0.2 else None,
             )
