@@ -73,7 +73,9 @@ def main(
     tpot_factor: Annotated[float, typer.Option(min=0.1, help="of the scenario's TPOTs")] = 1.0,
     stage_tokens: Annotated[int, typer.Option(min=1, help="longest output of a stage")] = 800,
     async_scheduling: Annotated[bool, typer.Option(help="two batches in flight, vLLM's default on GPUs")] = False,
-    saturated: Annotated[bool, typer.Option("--saturate", help="throughput with best effort only, instead")] = False,
+    saturated: Annotated[
+        bool, typer.Option("--saturate", help="throughput with best effort only, instead; no load options")
+    ] = False,
     scenarios: Annotated[Path, typer.Option(help="scenario file")] = SCENARIOS,
     traces: Annotated[Path, typer.Option(help="directory of traces")] = TRACES,
     results: Annotated[Path, typer.Option(help="where results are written")] = RESULTS,
@@ -85,6 +87,8 @@ def main(
         file = load_scenarios(scenarios)
         file.scenario(scenario)
         preset(preset_name)
+        if saturated and rates:
+            raise ValueError("--saturate sends everything at once: it takes no --rates")
         if shape and (shape not in SHAPES or engine != "vllm"):
             raise ValueError(f"--shape is for --engine vllm and one of: {', '.join(SHAPES)}")
         wanted = tuple(float(rate) for rate in rates.split(",") if rate)
