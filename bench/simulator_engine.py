@@ -68,10 +68,17 @@ class Engines:
         return chosen(**construction)
 
     def hooked(
-        self, shape: EngineShape, plan: PlanSettings, policy: Policy, floor: float, clock: Callable[[], float]
+        self,
+        shape: EngineShape,
+        plan: PlanSettings,
+        policy: Policy,
+        floor: float,
+        clock: Callable[[], float],
+        *,
+        pausing: bool = True,
     ) -> Any:
         """Our scheduler, on `clock`."""
-        hook = HookConfig(_ADDRESS, plan, policy=policy, attainment_floor=floor)
+        hook = HookConfig(_ADDRESS, plan, policy=policy, attainment_floor=floor, pausing=pausing)
         construction = self._construction(shape, hook)
         from bench.simulator_hook import AsyncSimulatedHook, SyncSimulatedHook
 

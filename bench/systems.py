@@ -11,9 +11,9 @@
 Ours takes options, joined with `+`: `firm` (promised on arrival, or by the planner while it waits as best effort),
 `late` (promised with the first token), `known` (true output lengths instead of the forecast), `nospend` (every single
 token in time, none of the TPOT budget spent early on conflict), `hold` (first tokens are held until their deadline,
-which banks slack; judge it by the metric `held`), `nofloor` (no floor under an application's attainment) and
-`noleftover` (no best effort: what is declined never runs). Over several replicas `leastloaded`, `roundrobin` and
-`poweroftwo` ask them in that order instead of the fullest first.
+which banks slack; judge it by the metric `held`), `nofloor` (no floor under an application's attainment), `nopause`
+(promised decoders keep their memory to their end) and `noleftover` (no best effort: what is declined never runs). Over
+several replicas `leastloaded`, `roundrobin` and `poweroftwo` ask them in that order instead of the fullest first.
 """
 
 import re
@@ -41,7 +41,7 @@ __all__ = ["BUDGETS", "OPTIONS", "System", "UnknownSystemError", "build_front", 
 BUDGETS: Final = (512, 2048, 8192)
 BOUNDS: Final = (4, 8, 16, 32, 64)
 _ORDERS: Final = {name.value.replace("-", ""): name for name in OrderName if name is not OrderName.FULLEST_FIRST}
-OPTIONS: Final = frozenset({"firm", "late", "known", "nospend", "hold", "nofloor", "noleftover", *_ORDERS})
+OPTIONS: Final = frozenset({"firm", "late", "known", "nospend", "hold", "nofloor", "noleftover", "nopause", *_ORDERS})
 _DEFAULT_BUDGET = 2048
 _OUR_BUDGET = 8192
 
@@ -119,7 +119,15 @@ def build_front(
         return BaselineFront(_replicas(schedulers, shape, tiers, engines), system.bound)
     settings = _front_settings(system, preset, tiers)
     schedulers = [
-        engines.hooked(shape, settings.plan, settings.policy, settings.floor, clock.read) for _ in range(replicas)
+        engines.hooked(
+            shape,
+            settings.plan,
+            settings.policy,
+            settings.floor,
+            clock.read,
+            pausing="nopause" not in system.options,
+        )
+        for _ in range(replicas)
     ]
     forecast, learn = _lengths(system, workload, preset)
     return PlannedFront(_replicas(schedulers, shape, tiers, engines), settings, forecast, learn)

@@ -39,6 +39,7 @@ class EngineSettings:
     speculation_tokens: draft tokens that the engine proposes per step, from n-grams of the request; 0: it does not.
     emulated_acceptance: share of the emulated engine's draft tokens that are right.
     patience_s: how long best effort waits for what is left over before it is planned among the promises.
+    pausing: promised decoders that are far ahead of their deadlines may be preempted for a while where memory is short.
     """
 
     engine: Literal["vllm", "emulated"]
@@ -67,6 +68,7 @@ class EngineSettings:
     speculation_tokens: int = 0
     emulated_acceptance: float = 0.6
     patience_s: float = BEST_EFFORT_PATIENCE_S
+    pausing: bool = True
 
     @property
     def threads(self) -> int:

@@ -49,6 +49,7 @@ class Hook(Books):
         early_prompt_tokens: int = EARLY_PROMPT_TOKENS,
         attainment_floor: float = ATTAINMENT_FLOOR,
         max_verify: int = 1,
+        pausing: bool = True,
     ) -> None:
         super().__init__(
             model,
@@ -60,6 +61,7 @@ class Hook(Books):
             attainment_floor=attainment_floor,
             max_verify=max_verify,
             hold_first_token=settings.hold_first_token,
+            pausing=pausing,
         )
         self._settings = settings
         self._policy = policy
@@ -139,8 +141,28 @@ class Hook(Books):
         contexts += [r.computed_tokens for r in self.prefilling.values() if not r.on_tier]
         return sum(-(-context // pool.block_size) for context in contexts)
 
+    def take_up(self, now_s: float, waiting: Sequence[TrackedRequest], pool: Pool) -> None:
+        """Let paused requests go on that must, or that memory has come free for."""
+        model = self.timer.model
+        if not self.pauses or model is None:
+            return
+        others = (request for request in waiting if request.on_tier and request.key not in self.pauses)
+        needed = sum(blocks_to_finish(request, pool) for request in (*self.prefilling.values(), *others))
+        free = pool.free_blocks - needed
+        self.pauses.take_up(now_s, model, self._settings.caps_s[0], len(self.table), free, pool.block_size)
+
+    def pausable(self, now_s: float) -> list[TrackedRequest]:
+        """Promised decoders that can do without their blocks for a while, the longest first."""
+        model = self.timer.model
+        return [] if model is None else self.pauses.pausable(self.table, now_s, model, self._settings.caps_s[0])
+
     def considered(self, waiting: Sequence[TrackedRequest]) -> list[TrackedRequest]:
-        """The waiting requests worth planning with: all promised or pending ones and the first of best effort."""
+        """The waiting requests worth planning with: all promised or pending ones and the first of best effort.
+
+        Paused ones are not among them.
+        """
+        if self.pauses:
+            waiting = [request for request in waiting if request.key not in self.pauses]
         on_tier = [request for request in waiting if request.on_tier]
         if len(on_tier) == len(waiting):
             return on_tier
@@ -148,11 +170,17 @@ class Hook(Books):
         return on_tier + [request for request, _ in zip(best_effort, range(_BEST_EFFORT_WINDOW), strict=False)]
 
     def reconsider(self, now_s: float, waiting: Sequence[TrackedRequest], pool: Pool) -> list[TrackedRequest]:
-        """Ask about the pending requests; those of `waiting` that the next batch may start."""
+        """Ask about the pending requests; those of `waiting` that the next batch may start.
+
+        No best effort starts while a promised request is paused: it would soon be preempted.
+        """
+        if self.pauses:
+            waiting = [request for request in waiting if request.on_tier]
         if not self.pending:
             return list(waiting)
         on_tier = [request for request in waiting if request.on_tier]
         view = self._view(now_s, on_tier, pool, [*self.prefilling.values()])
+        view = self.pauses.widened(view, self._settings.caps_s[0])
         for request, verdict in self.pending.ask(view, self._settings_now(view)):
             self._settle(request, verdict, now_s)
         if self.pending.set_aside:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from services.core.admission import Policy
 from services.core.pace import BestEffortPace
+from services.core.pausing import PauseRule
 from services.core.perf_model import BatchShape, PerfModel
 from services.core.slo import BEST_EFFORT
 from services.core.verdict import EARLY_PROMPT_TOKENS, VerdictKind
@@ -23,6 +24,7 @@ from services.worker.decoder_table import DecoderTable
 from services.worker.hook_config import ATTAINMENT_FLOOR
 from services.worker.hook_hold import FirstTokenHold
 from services.worker.hook_outcomes import Outcomes
+from services.worker.hook_pauses import Pauses
 from services.worker.hook_pending import Decided, PendingRequests
 from services.worker.hook_request import TierNames, TrackedRequest
 from services.worker.hook_speculation import Speculation
@@ -52,12 +54,14 @@ class Books:
         attainment_floor: float = ATTAINMENT_FLOOR,
         max_verify: int = 1,
         hold_first_token: bool = False,
+        pausing: bool = True,
     ) -> None:
         self.timer = StepTimer(model)
         self.table = DecoderTable(max_num_seqs)
         self.prefilling: dict[str, TrackedRequest] = {}
         self.pending = PendingRequests(policy, early_prompt_tokens)
         self.pace = BestEffortPace()
+        self.pauses = Pauses(PauseRule() if pausing else None)
         self.outcomes = Outcomes(attainment_floor)
         self.speculation = Speculation(max_verify)
         self.hold = FirstTokenHold(hold_first_token)
@@ -122,6 +126,7 @@ class Books:
     def _demote(self, request: TrackedRequest) -> None:
         """A request has no promise, and will have none."""
         self.pending.discard(request)
+        self.pauses.discard(request)
         request.demote()
         self._moved(request)
 
@@ -141,6 +146,10 @@ class Books:
         self.preemptions += 1
         self.changed[request.key] = request
 
+    def paused(self, request: TrackedRequest) -> None:
+        """A promised request was preempted because it is ahead: it waits unseen until it must or may go on."""
+        self.pauses.pause(request, self.tier_of(request))
+
     def removed(self, request: TrackedRequest, finished_s: float | None) -> None:
         """The request produced its last token at `finished_s`; None where it was aborted or failed."""
         self._leave(request)
@@ -152,6 +161,7 @@ class Books:
         self._staged.pop(request.key, None)
         self.gone.append(request.number)
         self.pending.discard(request)
+        self.pauses.discard(request)
         if request.promised:
             self._promised -= 1
         self._probes.discard(request.key)

@@ -45,7 +45,8 @@ class HookConfig(msgspec.Struct, frozen=True):
     `report_interval_s`: reports of mere progress are at least this far apart. `policy` chooses among pending requests,
     `early_prompt_tokens` is how long a prompt may be to be promised before its prefill starts, `attainment_floor` the
     attainment below which an application's pending requests count ten times as heavy (0: never). `patience_s`: how long
-    best effort waits for what is left over before it is planned among the promises.
+    best effort waits for what is left over before it is planned among the promises. `pausing`: promised decoders that
+    are far ahead may be preempted for a while where memory is short.
     """
 
     address: str
@@ -58,6 +59,7 @@ class HookConfig(msgspec.Struct, frozen=True):
     early_prompt_tokens: int = EARLY_PROMPT_TOKENS
     attainment_floor: float = ATTAINMENT_FLOOR
     patience_s: float = BEST_EFFORT_PATIENCE_S
+    pausing: bool = True
 
     def plan_settings(self, max_batch_tokens: int) -> PlanSettings:
         """The core's settings; the engine's own limit on tokens per batch wins."""

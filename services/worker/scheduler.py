@@ -73,6 +73,7 @@ class SloScheduler(Scheduler):  # type: ignore[misc]
             config.early_prompt_tokens,
             config.attainment_floor,
             1 + self.num_spec_tokens,
+            config.pausing,
         )
         self._tracked: dict[str, TrackedRequest] = {}
         self._by_request_id: dict[str, TrackedRequest] = {}
@@ -199,7 +200,9 @@ class SloScheduler(Scheduler):  # type: ignore[misc]
         if self._stalled or not hook.planning(now_s):
             self._stalled = False
             return Steering(budget=hook.probe_budget, verify=None if hook.probe_budget is None else ())
-        waiting = hook.considered(list(self._waiting()))
+        waiting = list(self._waiting())
+        hook.take_up(now_s, waiting, self._pool())
+        waiting = hook.considered(waiting)
         self._look_up_prefixes(waiting)
         looked_up = waiting[:_PREFIX_LOOKUPS] if self.cache_config.enable_prefix_caching else waiting
         pool = self._pool()
@@ -290,8 +293,12 @@ class SloScheduler(Scheduler):  # type: ignore[misc]
                 tracked.shared_blocks = sum(block.ref_cnt > 0 for block in blocks.blocks[0])
 
     def _make_room(self, now_s: float, waiting: list[TrackedRequest]) -> None:
-        """Preempt best effort, latest first, where promised work of the next batch lacks blocks or seats."""
-        victims = [request for request in self.running if not self._tracked[request.request_id].on_tier]
+        """Preempt best effort, latest first, where promised work of the next batch lacks blocks or seats.
+
+        Where that is not enough, pause promised decoders, those that are furthest ahead first.
+        """
+        victims = [self.requests[tracked.key] for tracked in reversed(self._hook.pausable(now_s))]
+        victims += [request for request in self.running if not self._tracked[request.request_id].on_tier]
         if not victims:
             return
         shortage = self._hook.shortage(now_s, waiting, self._pool(), self._held_blocks(victims))
@@ -305,6 +312,9 @@ class SloScheduler(Scheduler):  # type: ignore[misc]
                 continue
             self.running.remove(victim)
             self._preempt_request(victim, time.monotonic(), drop_stale_output=self.requires_kv_delivery)
+            tracked = self._tracked[victim.request_id]
+            if tracked.promised:
+                self._hook.paused(tracked)
 
     def _book(self, output: SchedulerOutput, now_s: float) -> None:
         scheduled = output.num_scheduled_tokens

@@ -46,6 +46,7 @@ class WorkerSettings(ServiceSettings):
     emulated_acceptance: share of draft tokens that are right (`emulated` only).
     early_spend: in a conflict, promised decodes may be late by this share of their remaining TPOT budget and catch up.
     hold_first_token: promised first tokens may leave as late as their deadline while prefills wait.
+    pausing: promised decoders that are far ahead of their deadlines may be preempted for a while where memory is short.
     best_effort_patience_s: how long best effort waits for what is left over before it is planned among the promises.
     lease_s: how long the replica stays known without a sign of life.
     retention_s: how long output nobody has collected is kept after its end.
@@ -78,6 +79,7 @@ class WorkerSettings(ServiceSettings):
     emulated_acceptance: Annotated[float, Field(ge=0, le=1)] = 0.6
     early_spend: Annotated[float, Field(ge=0, lt=1)] = EARLY_SPEND
     hold_first_token: bool = False
+    pausing: bool = True
     best_effort_patience_s: Annotated[float, Field(gt=0, le=86_400)] = BEST_EFFORT_PATIENCE_S
     lease_s: Annotated[float, Field(ge=0.5, le=60)] = 3.0
     retention_s: Annotated[float, Field(ge=1, le=3600)] = 60.0
@@ -144,6 +146,7 @@ class WorkerSettings(ServiceSettings):
             emulated_acceptance=self.emulated_acceptance,
             plan=PlanSettings(hold_first_token=self.hold_first_token, early_spend=self.early_spend),
             patience_s=self.best_effort_patience_s,
+            pausing=self.pausing,
         )
 
     @property

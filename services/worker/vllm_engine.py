@@ -148,6 +148,7 @@ class VllmEngine:
             early_prompt_tokens=self._settings.early_prompt_tokens,
             attainment_floor=self._settings.attainment_floor,
             patience_s=self._settings.patience_s,
+            pausing=self._settings.pausing,
         )
         await self._launch(emulated_arguments(self._settings, hook, chosen), bool(self._settings.async_scheduling))
         self._profile = ReplicaProfile(chosen.model, 1.0)
@@ -164,6 +165,7 @@ class VllmEngine:
             early_prompt_tokens=self._settings.early_prompt_tokens,
             attainment_floor=self._settings.attainment_floor,
             patience_s=self._settings.patience_s,
+            pausing=self._settings.pausing,
         )
         on_cpu = bool(current_platform.is_cpu())
         config = await self._launch(vllm_arguments(self._settings, hook, on_cpu), False)
