@@ -170,12 +170,7 @@ class Hook(Books):
         return on_tier + [request for request, _ in zip(best_effort, range(_BEST_EFFORT_WINDOW), strict=False)]
 
     def reconsider(self, now_s: float, waiting: Sequence[TrackedRequest], pool: Pool) -> list[TrackedRequest]:
-        """Ask about the pending requests; those of `waiting` that the next batch may start.
-
-        No best effort starts while a promised request is paused: it would soon be preempted.
-        """
-        if self.pauses:
-            waiting = [request for request in waiting if request.on_tier]
+        """Ask about the pending requests; those of `waiting` that the next batch may start."""
         if not self.pending:
             return list(waiting)
         on_tier = [request for request in waiting if request.on_tier]
@@ -188,7 +183,12 @@ class Hook(Books):
         return [request for request in waiting if request.key not in self.pending.set_aside]
 
     def steer(self, now_s: float, waiting: Sequence[TrackedRequest], pool: Pool) -> Steering:
-        """Form the next batch and say it as limits."""
+        """Form the next batch and say it as limits.
+
+        No best effort starts while a promised request is paused: it would soon be preempted.
+        """
+        if self.pauses:
+            waiting = [request for request in waiting if request.on_tier]
         view = self._view(
             now_s, admissible(self.table, self.prefilling.values(), waiting, pool, self.speculation.max_verify), pool
         )

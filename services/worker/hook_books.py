@@ -212,6 +212,7 @@ class Books:
             request.started = True
             request.scheduled_at_s = request.scheduled_at_s or now_s
             self.prefilling[request.key] = request
+            self.pauses.discard(request)
             self.reorder = True
             if request.pending:
                 verdict = self.pending.starting(request, self._prefill(request))

@@ -38,7 +38,7 @@ class Pauses:
         self._resting[request.key] = request, tier
 
     def discard(self, request: TrackedRequest) -> None:
-        """It ended, or has no promise any more."""
+        """It goes on (the engine may have taken it up by itself), ended, or has no promise any more."""
         self._resting.pop(request.key, None)
 
     def pausable(self, table: DecoderTable, now_s: float, model: PerfModel, cap_s: float) -> list[TrackedRequest]:

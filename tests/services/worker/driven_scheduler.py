@@ -77,6 +77,7 @@ class DrivenScheduler:
         hold_first_token: bool = False,
         attainment_floor: float = 0.85,
         patience_s: float = 30.0,
+        pausing: bool = True,
         **settings: Any,
     ) -> None:
         self.now_s = 100.0
@@ -93,6 +94,7 @@ class DrivenScheduler:
             emulation=EmulationTerms(terms, VOCABULARY, (0, 1, 2), acceptance),
             attainment_floor=attainment_floor,
             patience_s=patience_s,
+            pausing=pausing,
         )
         config.additional_config = hook.additional_config()
         config.scheduler_config.async_scheduling = depth > 1
