@@ -13,6 +13,7 @@ import numpy as np
 from services.core import simulate as sim
 from services.core.batch_plan import BatchLimit, BatchPlan, Chunk
 from services.core.columns import DecoderColumns, columns_of, tiers_of
+from services.core.drafts import with_draft_lengths, without_drafts
 from services.core.feasibility import behind, settle
 from services.core.filling import Filling
 from services.core.problem import Problem, problem_of, with_spend
@@ -23,13 +24,24 @@ __all__ = ["BatchLimit", "BatchPlan", "Chunk", "form_batch"]
 
 
 def form_batch(view: ReplicaView, settings: PlanSettings) -> BatchPlan:
-    """The next batch of a replica. Prefills with a tier are all served; whom to admit is `admission.decide`'s job."""
+    """The next batch of a replica. Prefills with a tier are all served; whom to admit is `admission.decide`'s job.
+
+    Draft lengths are chosen here too where the settings give acceptance rates only. Where drafts would miss something
+    that plain decoding keeps, the batch goes without.
+    """
     columns = columns_of(view.decoders)
     queue = sorted((p for p in view.prefills if p.tier >= 0), key=lambda p: (p.deadline_s, p.id))
+    settings = with_draft_lengths(settings, view.model, columns, queue)
     if not queue:  # nothing to simulate: the decoders, and best effort in what they leave
         return Filling(view, settings, columns, tiers_of(columns, queue, settings)).fill_without_prefill()
     problem = problem_of(view, columns, queue, settings, 0.0)
     outcome, cap_s = _first_feasible(problem, columns, settings)
+    if outcome.code != sim.FEASIBLE and max(settings.verify_tokens, default=1) > 1:
+        plain = without_drafts(settings)
+        trial = problem_of(view, columns, queue, plain, 0.0)
+        found, longest_s = _first_feasible(trial, columns, plain)
+        if found.code == sim.FEASIBLE:
+            settings, problem, outcome, cap_s = plain, trial, found, longest_s
     if outcome.code == sim.MISS_DEADLINE:
         if queue[outcome.row].promised:
             saved = _by_skipping(view, columns, queue, problem, outcome.row, settings)
