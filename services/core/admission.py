@@ -18,7 +18,7 @@ from services.core.columns import DecoderColumns, columns_of
 from services.core.compiled import seconds
 from services.core.constraint import Constraint
 from services.core.dp_solver import solve_exactly
-from services.core.drafts import with_draft_lengths, without_drafts
+from services.core.drafts import late_decoders, with_draft_lengths, without_drafts
 from services.core.explain import constraint_of, found_causes
 from services.core.problem import Problem, problem_of, with_spend
 from services.core.simulate import IN_TIME
@@ -131,15 +131,22 @@ def plan_for(view: ReplicaView, candidates: Sequence[Prefill], policy: Policy, s
     drafting = with_draft_lengths(settings, view.model, columns, items)
     plan = _solved(view, columns, items, asked, policy, drafting)
     kept = [item for item, standing in zip(items, plan.solution.standing.tolist(), strict=True) if standing]
-    if drafting is settings or (len(kept) == len(items) and plan.solution.base_feasible):
+    fine = len(kept) == len(items) and plan.solution.base_feasible and not late_decoders(plan.problem)
+    if drafting is settings or fine:
         return plan
     tried = {drafting.verify_tokens}
     for other in (with_draft_lengths(settings, view.model, columns, kept), without_drafts(drafting)):
         if other.verify_tokens not in tried:
             tried.add(other.verify_tokens)
             again = _solved(view, columns, items, asked, policy, other)
-            plan = again if again.rank > plan.rank else plan
+            plan = again if _rank_with_drafts(again) > _rank_with_drafts(plan) else plan
     return plan
+
+
+def _rank_with_drafts(plan: Plan) -> tuple[bool, int, int]:
+    """As `Plan.rank`, between plans with different drafts: these may make decoders late, or save them from it."""
+    base_feasible, weight = plan.rank
+    return base_feasible, -late_decoders(plan.problem), weight
 
 
 def _solved(

@@ -7,10 +7,11 @@ import numpy as np
 
 from services.core.columns import DecoderColumns, Floats, Ints
 from services.core.perf_model import PerfModel
+from services.core.problem import Problem
 from services.core.speculation import PRIOR_ACCEPTANCE, choose_lengths, fastest_length
 from services.core.view import PlanSettings, Prefill
 
-__all__ = ["Drafts", "acceptance_by_tier", "with_draft_lengths", "without_drafts"]
+__all__ = ["Drafts", "acceptance_by_tier", "late_decoders", "with_draft_lengths", "without_drafts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,3 +95,9 @@ def without_drafts(settings: PlanSettings) -> PlanSettings:
     """The same settings with plain decoding on every tier, whatever the acceptance."""
     tiers = max(len(settings.verify_tokens), len(settings.acceptance))
     return replace(settings, verify_tokens=(1,) * tiers)
+
+
+def late_decoders(problem: Problem) -> int:
+    """Decoders on tiers that are late even if the next batch holds nothing but decoders and their drafts."""
+    tiers = len(problem.tiers.tpot)
+    return int(problem.base.number[tiers:, 0].sum())

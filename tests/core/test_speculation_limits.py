@@ -5,7 +5,7 @@ from core_instances import TPOTS_S, Instance, instances
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from services.core.admission import Policy, decide
+from services.core.admission import Policy, decide, plan_for
 from services.core.batch import form_batch
 from services.core.columns import columns_of
 from services.core.fluid import flow_at, fluid_of
@@ -106,6 +106,18 @@ def test_a_promised_answer_of_two_tokens_is_due_one_tpot_after_its_first() -> No
     found = decide(view([], [long]), [short], Policy.MH, drafting)
     # After it the second batch may last 50 ms, not seven times as long; the third would end after 377 ms.
     assert found.admitted_ids == ()
+
+
+def test_a_batch_goes_without_drafts_where_they_would_make_the_last_token_late() -> None:
+    drafting = PlanSettings(acceptance=(1.0,))
+    model = PerfModel((Segment(4e-4, b=8e-3),))
+    many = [decoder(f"d{i}", due_s=0.4, remaining=100) for i in range(11)]
+    assert form_batch(view(many, model=model), drafting).verify_tokens[0] > 1
+    last = decoder("last", due_s=0.05, remaining=1)
+    for work in ([], [Prefill("p", 0, 5.0, 0.05, 20_000, promised=True)]):
+        plan = form_batch(view([*many, last], work, model), drafting)
+        assert plan.duration_s <= 0.05
+    assert plan_for(view([*many, last], model=model), (), Policy.MH, drafting).verify_tokens == (1,)
 
 
 def test_lengths_fit_into_the_engines_batch() -> None:
