@@ -12,14 +12,18 @@ from protos import planner_pb2, types_pb2
 from services.common.clock import Clock
 from services.common.errors import Reason, SloServeError
 from services.core.constraint import Constraint, ConstraintKind
+from services.core.drafts import Drafts
 from services.core.errors import CoreError
 from services.core.perf_model import PerfModel, Segment
 from services.core.slo import BEST_EFFORT, StageKind, StageSlo, Tier, VerdictMode
+from services.core.speculation import MAX_VERIFY_TOKENS
 from services.core.view import BEST_EFFORT_TIER, Decoder, Prefill
 
 __all__ = [
     "constraint_to_wire",
     "decodes",
+    "drafts_from_wire",
+    "drafts_to_wire",
     "engine_request_from_wire",
     "perf_model_from_wire",
     "perf_model_to_wire",
@@ -93,6 +97,24 @@ def perf_model_from_wire(wire: types_pb2.PerfModel) -> PerfModel:
         return PerfModel(segments, wire.margin_s, wire.r2 or None)
     except CoreError as error:
         raise _invalid(f"perf_model: {error}") from None
+
+
+def drafts_to_wire(drafts: Drafts) -> planner_pb2.Drafts:
+    """What an engine drafts, as it travels."""
+    return planner_pb2.Drafts(max_verify_tokens=drafts.max_verify_tokens, acceptance=dict(drafts.acceptance))
+
+
+def drafts_from_wire(wire: planner_pb2.Drafts) -> Drafts:
+    """The core's drafts; a rate that is none, or more tokens than the core plans with, are refused."""
+    if wire.max_verify_tokens > MAX_VERIFY_TOKENS:
+        raise _invalid(
+            f"drafts: {wire.max_verify_tokens} tokens verified per step, at most {MAX_VERIFY_TOKENS} are planned"
+        )
+    acceptance = dict(wire.acceptance)
+    for application, rate in sorted(acceptance.items()):
+        if not 0.0 <= rate <= 1.0:
+            raise _invalid(f"drafts: the acceptance rate of {application!r} is {rate}")
+    return Drafts(max(1, wire.max_verify_tokens), acceptance)
 
 
 def stage_kind_to_wire(kind: StageKind) -> types_pb2.StageKind.ValueType:

@@ -18,11 +18,10 @@ from services.core.columns import DecoderColumns, columns_of
 from services.core.compiled import seconds
 from services.core.constraint import Constraint
 from services.core.dp_solver import solve_exactly
-from services.core.drafts import with_draft_lengths
+from services.core.drafts import late_decoders, with_draft_lengths, without_drafts
 from services.core.explain import constraint_of, found_causes
 from services.core.problem import Problem, problem_of, with_spend
 from services.core.simulate import IN_TIME
-from services.core.speculation import MAX_VERIFY_TOKENS
 from services.core.view import PlanSettings, Prefill, ReplicaView
 
 __all__ = ["Decision", "Decisions", "Plan", "Policy", "decide", "plan_for"]
@@ -124,7 +123,7 @@ def decide(
 
 
 def plan_for(view: ReplicaView, candidates: Sequence[Prefill], policy: Policy, settings: PlanSettings) -> Plan:
-    """Solve; where draft lengths are to be chosen, for everything asked and again for what that kept."""
+    """Solve; where draft lengths are to be chosen, for everything asked and again for what that kept, and without."""
     asked = [p for p in (*view.prefills, *candidates) if p.tier >= 0 and not p.promised]
     held = [p for p in view.prefills if p.tier >= 0 and p.promised]
     items = sorted([*held, *asked], key=lambda p: (p.deadline_s, p.id))
@@ -132,12 +131,22 @@ def plan_for(view: ReplicaView, candidates: Sequence[Prefill], policy: Policy, s
     drafting = with_draft_lengths(settings, view.model, columns, items)
     plan = _solved(view, columns, items, asked, policy, drafting)
     kept = [item for item, standing in zip(items, plan.solution.standing.tolist(), strict=True) if standing]
-    if drafting is not settings and len(kept) < len(items):
-        fewer = with_draft_lengths(settings, view.model, columns, kept)
-        if fewer.verify_tokens != drafting.verify_tokens:
-            again = _solved(view, columns, items, asked, policy, fewer)
-            plan = again if again.rank > plan.rank else plan
+    fine = len(kept) == len(items) and plan.solution.base_feasible and not late_decoders(plan.problem)
+    if drafting is settings or fine:
+        return plan
+    tried = {drafting.verify_tokens}
+    for other in (with_draft_lengths(settings, view.model, columns, kept), without_drafts(drafting)):
+        if other.verify_tokens not in tried:
+            tried.add(other.verify_tokens)
+            again = _solved(view, columns, items, asked, policy, other)
+            plan = again if _rank_with_drafts(again) > _rank_with_drafts(plan) else plan
     return plan
+
+
+def _rank_with_drafts(plan: Plan) -> tuple[bool, int, int]:
+    """As `Plan.rank`, between plans with different drafts: these may make decoders late, or save them from it."""
+    base_feasible, weight = plan.rank
+    return base_feasible, -late_decoders(plan.problem), weight
 
 
 def _solved(
@@ -157,7 +166,7 @@ def _solved(
         if policy is Policy.DP:
             acceptance = np.array(settings.acceptance, np.float64)
             margin_s = settings.hopeless_margin_s
-            solution = solve_exactly(problem, caps_s, arrived, margin_s, acceptance, MAX_VERIFY_TOKENS)
+            solution = solve_exactly(problem, caps_s, arrived, margin_s, acceptance, settings.max_verify_tokens)
         else:
             code = solver.MH if policy is Policy.MH else solver.GREEDY
             solution = solver.solve(problem, code, caps_s, arrived, settings.hopeless_margin_s)

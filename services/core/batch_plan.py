@@ -46,6 +46,7 @@ class BatchPlan:
     number of tokens put in. `cap_s` is the cap it was formed under, `limit` what bound it. Decoders on tiers are in
     `decode_ids` or, for this batch only, in `skipped_ids`; prefills in deadline order; best effort apart.
     `missing_blocks` is how many KV blocks work on tiers lacks in this batch: what preempting best effort must free.
+    `verify_tokens` is how many tokens the decoders of each tier verify in it; 1 beyond its end.
     """
 
     limit_s: float
@@ -59,6 +60,7 @@ class BatchPlan:
     cap_s: float
     limit: BatchLimit
     missing_blocks: int = 0
+    verify_tokens: tuple[int, ...] = ()
 
     @property
     def why(self) -> str:

@@ -1,28 +1,58 @@
-"""Draft lengths for a replica: `speculation.choose_lengths` for what runs there and what is about to."""
+"""Drafts of a replica: what they are worth, by application and by tier, and how many tokens each tier verifies."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from services.core.columns import DecoderColumns
+from services.core.columns import DecoderColumns, Floats, Ints
 from services.core.perf_model import PerfModel
-from services.core.speculation import MAX_VERIFY_TOKENS, choose_lengths
+from services.core.problem import Problem
+from services.core.speculation import PRIOR_ACCEPTANCE, choose_lengths, fastest_length
 from services.core.view import PlanSettings, Prefill
 
-__all__ = ["with_draft_lengths"]
+__all__ = ["Drafts", "acceptance_by_tier", "late_decoders", "with_draft_lengths", "without_drafts"]
+
+
+@dataclass(frozen=True, slots=True)
+class Drafts:
+    """What an engine drafts, and what that is worth.
+
+    `max_verify_tokens` is the most tokens that a step verifies for one request; 1: it drafts nothing. `acceptance` is
+    the estimated acceptance rate of each application seen, 0 to 1.
+    """
+
+    max_verify_tokens: int = 1
+    acceptance: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the engine drafts tokens at all."""
+        return self.max_verify_tokens > 1
+
+    def rate(self, application: str) -> float:
+        """Acceptance rate of an application; the prior for one never seen."""
+        return self.acceptance.get(application, PRIOR_ACCEPTANCE)
+
+
+def acceptance_by_tier(tier: Ints, rates: Floats, tiers: int, otherwise: float) -> tuple[float, ...]:
+    """Mean of `rates` over the requests of each of `tiers` tiers; `otherwise` on an empty one.
+
+    `tier` and `rates` have one entry per request; those of tier -1 do not count.
+    """
+    on_tier = tier >= 0
+    sums = np.bincount(tier[on_tier], weights=rates[on_tier], minlength=tiers)
+    numbers = np.bincount(tier[on_tier], minlength=tiers)
+    return tuple(float(s / n) if n else otherwise for s, n in zip(sums, numbers, strict=True))
 
 
 def with_draft_lengths(
-    settings: PlanSettings,
-    model: PerfModel,
-    columns: DecoderColumns,
-    prefills: Sequence[Prefill],
-    max_verify_tokens: int = MAX_VERIFY_TOKENS,
+    settings: PlanSettings, model: PerfModel, columns: DecoderColumns, prefills: Sequence[Prefill]
 ) -> PlanSettings:
     """Settings that verify the best number of tokens per tier once `prefills` decode beside the running requests.
 
-    Unchanged where lengths are set already, or acceptance rates are not known.
+    Without prefills, those that decode fastest. Unchanged where lengths are set already, or acceptance rates are not
+    known.
     """
     if settings.verify_tokens or not settings.acceptance:
         return settings
@@ -33,13 +63,41 @@ def with_draft_lengths(
     for prefill in prefills:
         counts[prefill.tier] += 1
         tpots_s[prefill.tier] = min(tpots_s[prefill.tier], prefill.tpot_s)
+    decoders, paces_s = counts.tolist(), tpots_s.tolist()
+    acceptance = [settings.acceptance_rate(tier) for tier in range(tiers)]
+    context_tokens = columns.on_tier.context_tokens
+    if not prefills and columns.on_tier.number:
+        length = fastest_length(
+            model,
+            decoders,
+            paces_s,
+            acceptance,
+            context_tokens=context_tokens,
+            max_verify_tokens=settings.max_verify_tokens,
+            max_batch_tokens=settings.max_batch_tokens,
+        )
+        if length:
+            return replace(settings, verify_tokens=(length,) * tiers)
     chosen = choose_lengths(
         model,
-        counts.tolist(),
-        tpots_s.tolist(),
-        [settings.acceptance_rate(tier) for tier in range(tiers)],
+        decoders,
+        paces_s,
+        acceptance,
         cap_s=max(settings.caps_s),
-        context_tokens=int(columns.context_tokens[columns.tier >= 0].sum()),
-        max_verify_tokens=max_verify_tokens,
+        context_tokens=context_tokens,
+        max_verify_tokens=settings.max_verify_tokens,
+        max_batch_tokens=settings.max_batch_tokens,
     )
     return replace(settings, verify_tokens=chosen.verify_tokens)
+
+
+def without_drafts(settings: PlanSettings) -> PlanSettings:
+    """The same settings with plain decoding on every tier, whatever the acceptance."""
+    tiers = max(len(settings.verify_tokens), len(settings.acceptance))
+    return replace(settings, verify_tokens=(1,) * tiers)
+
+
+def late_decoders(problem: Problem) -> int:
+    """Decoders on tiers that are late even if the next batch holds nothing but decoders and their drafts."""
+    tiers = len(problem.tiers.tpot)
+    return int(problem.base.number[tiers:, 0].sum())

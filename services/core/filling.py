@@ -84,6 +84,7 @@ class Filling:
             cap_s,
             limit if self.tokens else BatchLimit.IDLE,
             self.missing_blocks,
+            self.settings.verify_tokens,
         )
 
     def _best_effort_limit(self, any_waiting: bool) -> tuple[float, BatchLimit]:

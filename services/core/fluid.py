@@ -26,8 +26,8 @@ __all__ = ["Flow", "Fluid", "advance", "first_miss", "flow_at", "fluid_of"]
 
 
 class Fluid(NamedTuple):
-    """A problem in the stated model. `demand` is each prefill's peak in blocks; `acceptance` is empty where drafts
-    are not chosen here. Background KV is free[i] blocks from start + from_s[i] on, increasing."""
+    """A problem in the stated model. `demand` is each prefill's peak in blocks; `acceptance` has a rate per tier, or
+    none where drafts are not chosen here. Background KV is free[i] blocks from start + from_s[i] on, increasing."""
 
     problem: Problem
     cap_s: float
@@ -63,7 +63,8 @@ def _flow_for(fluid: Fluid, counts: Ints, period: float, verify: Ints) -> Flow:
     context = fluid.problem.base.context[0]
     most = min(tokens_within(coef, period + EPS_S, context, requests + 1, draft), limits.max_batch_tokens)
     room = most - tokens
-    if room <= 0 and seconds(coef, tokens, context, requests, draft) <= period + EPS_S:
+    fits = tokens <= limits.max_batch_tokens and seconds(coef, tokens, context, requests, draft) <= period + EPS_S
+    if room <= 0 and fits:
         room = 0
     return Flow(room / period, period, room, tokens, draft)
 
@@ -157,7 +158,10 @@ def first_miss(fluid: Fluid, standing: Ints) -> tuple[int, bool, float]:
 
 @compiled
 def fluid_of(problem: Problem, cap_s: float, acceptance: Floats, max_verify: int) -> Fluid:
-    """Melt a problem: one pass over its decoders, which are sorted by the step they end at."""
+    """Melt a problem: one pass over its decoders, which are sorted by the step they end at.
+
+    A tier beyond the end of `acceptance` accepts nothing; draft lengths are not chosen where it is empty.
+    """
     base, tiers, queue, limits = problem.base, problem.tiers, problem.queue, problem.limits
     num_tiers = tiers.tpot.shape[0]
     size = limits.block_size
@@ -180,4 +184,7 @@ def fluid_of(problem: Problem, cap_s: float, acceptance: Floats, max_verify: int
         from_s[p + 1] = base.steps[p] * period
         held += -(-int(np.ceil(base.length[p] + base.steps[p] * tiers.gain[base.tier[p]])) // size)
     free[0] = limits.blocks - held
-    return Fluid(problem, cap_s, running, demand, from_s, free, acceptance, max_verify)
+    rates = np.zeros(num_tiers if acceptance.shape[0] > 0 else 0)
+    for c in range(min(rates.shape[0], acceptance.shape[0])):
+        rates[c] = acceptance[c]
+    return Fluid(problem, cap_s, running, demand, from_s, free, rates, max_verify)

@@ -70,6 +70,8 @@ def forecast(problem: Problem, standing: Ints, began: Ints, joined: Ints) -> For
     remainders = np.zeros(size, np.int64)
     number = np.zeros(num_tiers, np.int64)
     shifted = np.zeros(num_tiers)
+    early_number = np.zeros(num_tiers, np.int64)
+    early_shifted = np.zeros(num_tiers)
     whole = 0.0
     whole_number = 0
     peak_blocks = 0
@@ -104,6 +106,22 @@ def forecast(problem: Problem, standing: Ints, began: Ints, joined: Ints) -> For
                 whole_number += 1
             i -= 1
         blocks = _blocks(remainders, whole, whole_number, k, size)
+        early_number[:] = 0
+        early_shifted[:] = 0.0
+        if k < last_join:
+            # Not decoding yet: their prompt counts once begun, not the length they would have grown back from.
+            for a in range(m):
+                if start[a] > k:
+                    j = rows[a]
+                    c = queue.tier[j]
+                    prompt = queue.remaining[j] + queue.computed[j]
+                    if began[j] <= k or queue.computed[j] > 0:
+                        blocks += -(-prompt // size)
+                    if tiers.gain[c] == 1.0:
+                        blocks -= -(-(prompt - start[a] + tiers.verify[c] + k) // size)
+                    else:
+                        early_number[c] += 1
+                        early_shifted[c] += prompt - start[a] * tiers.gain[c]
         tokens = 0
         requests = 0
         draft = 0
@@ -117,26 +135,18 @@ def forecast(problem: Problem, standing: Ints, began: Ints, joined: Ints) -> For
                 draft = max(draft, tiers.verify[c] - 1)
                 context += shifted[c] + number[c] * k * tiers.gain[c]
                 if tiers.gain[c] != 1.0:
-                    ends = shifted[c] + number[c] * (k * tiers.gain[c] + tiers.verify[c] + size - 1)
+                    ends = shifted[c] - early_shifted[c]
+                    ends += (number[c] - early_number[c]) * (k * tiers.gain[c] + tiers.verify[c] + size - 1)
                     blocks += int(np.ceil(ends / size))
                 if tiers.gain[c] * tiers.tpot[c] < tight:
                     tight = tiers.gain[c] * tiers.tpot[c]
                     tight_tier = c
-        if k < last_join:
-            # Not decoding yet: their prompt counts once begun, not the length they would have grown back from.
-            for a in range(m):
-                if start[a] > k:
-                    j = rows[a]
-                    prompt = queue.remaining[j] + queue.computed[j]
-                    if began[j] <= k or queue.computed[j] > 0:
-                        blocks += -(-prompt // size)
-                    if tiers.gain[queue.tier[j]] == 1.0:
-                        blocks -= -(-(prompt - start[a] + tiers.verify[queue.tier[j]] + k) // size)
         if blocks > peak_blocks:
             peak_blocks = blocks
             peak_step = k
         if k >= last_join and tight_tier >= 0:
-            s = seconds(coef, tokens, context, requests, draft)
+            # More tokens than a batch holds, which drafts make possible, take several.
+            s = seconds(coef, tokens, context, requests, draft) * max(1, -(-tokens // limits.max_batch_tokens))
             if s - tight > excess:
                 excess, batch_s, excess_tier = s - tight, s, tight_tier
     return Forecast(peak_blocks, peak_step, excess, batch_s, excess_tier)

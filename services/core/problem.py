@@ -139,7 +139,7 @@ def _sort_decoders(
         c = tier[r]
         spend = limits.early_spend * tiers.tpot[c] * max(0, remaining[r] - 1)
         # The tokens of one step come together: the step is due when the last of those it is expected to yield is.
-        burst = (tiers.gain[c] - 1.0) * tiers.tpot[c]
+        burst = (min(tiers.gain[c], max(1.0, remaining[r])) - 1.0) * tiers.tpot[c]
         slack = deadline[r] - start_s - limits.margin_s + spend + burst
         row = c if slack >= shortest - EPS_S else num_tiers + c
         for q in range(2 * num_tiers):

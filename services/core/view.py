@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from services.core.errors import BadViewError
 from services.core.perf_model import PerfModel
+from services.core.speculation import MAX_VERIFY_TOKENS
 
 __all__ = [
     "BEST_EFFORT_TIER",
@@ -115,8 +116,9 @@ class PlanSettings:
     early_spend: on conflict, the share of the remaining TPOT budget that decoders may be late by in between and
         catch up until their end (mean TPOT still holds); 0 keeps every single token in time.
     hopeless_margin_s: a waiting prefill is hopeless once it could not finish alone this long before its deadline.
-    verify_tokens: verified tokens per decoder and step, by tier (empty: 1, no speculation).
+    verify_tokens: verified tokens per decoder and step, by tier (empty: 1, or chosen where `acceptance` is given).
     acceptance: expected acceptance rate of draft tokens, by tier (empty: 0).
+    max_verify_tokens: where they are chosen, the most tokens that the engine verifies per decoder and step.
     """
 
     caps_s: tuple[float, ...] = (0.100, 0.140, 0.200)
@@ -130,6 +132,7 @@ class PlanSettings:
     hopeless_margin_s: float = 0.0
     verify_tokens: tuple[int, ...] = field(default=())
     acceptance: tuple[float, ...] = field(default=())
+    max_verify_tokens: int = MAX_VERIFY_TOKENS
 
     def verify(self, tier: int) -> int:
         """Verified tokens per step of a tier's decoders; 1 without speculation."""

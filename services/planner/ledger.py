@@ -9,7 +9,7 @@ then on the state carries it), when it is released, or when its own first-token 
 """
 
 import math
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 
@@ -17,6 +17,7 @@ from protos import types_pb2
 from services.common.clock import Clock
 from services.common.errors import Reason, SloServeError
 from services.core.columns import DecoderColumns, columns_of
+from services.core.drafts import Drafts
 from services.core.perf_model import PerfModel
 from services.core.view import Decoder, Prefill, ReplicaView
 from services.planner.history import VerdictHistory
@@ -64,6 +65,7 @@ class Ledger:
         self._columns: DecoderColumns | None = None
         self._capacity: Capacity | None = None
         self._perf_model: PerfModel | None = None
+        self._drafts = Drafts()
         self._seq: int | None = None  # of the current connection; None until its first full state
         self._broken_at_s: float | None = None
         self._reservations: dict[str, Reservation] = {}
@@ -104,6 +106,8 @@ class Ledger:
         self._broken_at_s = None
         if update.perf_model is not None:
             self._perf_model = update.perf_model
+        if update.drafts is not None:
+            self._drafts = update.drafts
         self._settle(update, before)
         return Applied.TAKEN
 
@@ -144,6 +148,11 @@ class Ledger:
     def perf_model(self) -> PerfModel | None:
         """The replica's performance model; None before the first state."""
         return self._perf_model
+
+    @property
+    def drafts(self) -> Drafts:
+        """What the engine drafts, and the acceptance rates it has seen."""
+        return self._drafts
 
     @property
     def max_batch_tokens(self) -> int:
@@ -257,6 +266,16 @@ class Ledger:
             max_num_seqs=seen.max_num_seqs,
             engine_free_at_s=seen.engine_free_s if seen.engine_free_s > now_s else -math.inf,
         )
+
+    def applications(self, asked_ids: Set[str] = frozenset()) -> Iterator[tuple[int, str]]:
+        """Tier and application of every request in `view(asked_ids)`; tier -1 is best effort."""
+        self._expire()
+        for request_id, entry in self._entries.items():
+            if request_id not in asked_ids and request_id not in self._reservations:
+                yield entry.planned.tier, entry.application
+        for request_id, held in self._reservations.items():
+            if request_id not in asked_ids:
+                yield held.prefill.tier, held.prefill.application
 
     def _decoders(self, newer_ids: Set[str], since_s: float) -> Sequence[Decoder]:
         """Decoders as they will be when the next batch starts.

@@ -134,12 +134,11 @@ class Observer:
         self._send_parameters(replica, outbox)
 
     def _send_parameters(self, replica: PlannedReplica, outbox: Directives) -> None:
-        """Tell the worker how long its batches may last, where that has changed. No replica has a draft model yet."""
+        """Tell the worker how long its batches may last, where that has changed."""
         cap_s = replica.promises.caps_s[0]
         if not outbox.cap_changed(cap_s):
             return
-        tiers = [planner_pb2.TierParameter(tier=tier.name, speculation_tokens=0) for tier in self._tiers]
-        outbox.send(tier_parameters=planner_pb2.TierParameters(tiers=tiers, duration_cap_ms=cap_s * 1000))
+        outbox.send(batch_parameters=planner_pb2.BatchParameters(duration_cap_ms=cap_s * 1000))
 
     def _promote(self, replica: PlannedReplica, outbox: Directives) -> None:
         """Offer waiting best-effort requests again, now and then."""

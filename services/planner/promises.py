@@ -5,15 +5,19 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from protos import planner_pb2, types_pb2
 from services.common.clock import Clock
 from services.common.errors import Reason, SloServeError
 from services.core.admission import Decision, Decisions, Policy, decide
 from services.core.batch import form_batch
+from services.core.drafts import acceptance_by_tier
 from services.core.duration_cap import DurationCap
 from services.core.errors import CoreError
 from services.core.quote import Quote, quote, retry_delays_s
 from services.core.slo import Tier
+from services.core.speculation import PRIOR_ACCEPTANCE
 from services.core.verdict import EARLY_PROMPT_TOKENS, VerdictKind, displaces, verdict_for
 from services.core.view import PlanSettings, Prefill, ReplicaView
 from services.planner.candidates import Candidate
@@ -101,7 +105,8 @@ class Promises:
         """What the core quotes now, and the verdict it means. Reserves nothing; needs a ready ledger."""
         asked = candidate.less_slip(self._slip_s())
         view = self.ledger.view(asked_ids=frozenset({candidate.prefill.id}))
-        found = quote(view, asked.prefill, self.planning.tiers, self.planning.policy, self.settings)
+        settings = self.settings((asked.prefill,))
+        found = quote(view, asked.prefill, self.planning.tiers, self.planning.policy, settings)
         kind = VerdictKind.ADMITTED if found.fits else VerdictKind.DECLINED
         verdict = self._verdict(asked, found.decision, kind)
         return replace(found, tightest_ttft_s=found.tightest_ttft_s + asked.slip_s), verdict
@@ -114,12 +119,25 @@ class Promises:
             return self.planning.settings.caps_s
         return self._cap.caps_s(self.clock.now_s(), model, self.ledger.batches_in_flight)
 
-    @property
-    def settings(self) -> PlanSettings:
-        """How this replica is planned: as the engine runs it."""
-        settings = self.planning.settings
+    def settings(self, asked: Sequence[Prefill] = ()) -> PlanSettings:
+        """How this replica is planned, as the engine runs it, while `asked` are candidates.
+
+        Where the engine drafts tokens, with the acceptance to expect on each tier, and on a tier that is empty what
+        the candidates would have there; the core chooses the lengths.
+        """
+        settings, drafts = self.planning.settings, self.ledger.drafts
         limit = self.ledger.max_batch_tokens or settings.max_batch_tokens
-        return replace(settings, caps_s=self.caps_s, max_batch_tokens=limit)
+        settings = replace(settings, caps_s=self.caps_s, max_batch_tokens=limit)
+        if not drafts.enabled:
+            return settings
+        rows = list(self.ledger.applications(frozenset(prefill.id for prefill in asked)))
+        rows += [(prefill.tier, prefill.application) for prefill in asked]
+        rates = np.array([drafts.rate(application) for _, application in rows], np.float64)
+        otherwise = float(rates[-len(asked) :].mean()) if asked else PRIOR_ACCEPTANCE
+        acceptance = acceptance_by_tier(
+            np.array([tier for tier, _ in rows], np.int64), rates, len(self.planning.tiers), otherwise
+        )
+        return replace(settings, acceptance=acceptance, max_verify_tokens=drafts.max_verify_tokens)
 
     def _wanted(self, candidate: Candidate) -> None:
         """A first token is to come in time: the cap on batches follows the tightest of them."""
@@ -132,7 +150,7 @@ class Promises:
         transit_s = ledger.transit.seconds(now_s) + _HANDOVER_S
         if ledger.batches_in_flight == 1 and ledger.engine_free_s >= now_s + transit_s:
             return 0.0  # it will be there when the next batch is formed
-        settings = replace(self.settings, cap_lapsed=self._cap.lapsed(now_s))
+        settings = replace(self.settings(), cap_lapsed=self._cap.lapsed(now_s))
         batch_s = form_batch(ledger.view(), settings).duration_s
         if not ledger.running:  # what is on its way may come first, and run first
             return transit_s + batch_s
@@ -169,12 +187,12 @@ class Promises:
         if not declined:
             return {}
         view = self.ledger.view(asked_ids=frozenset(prefill.id for prefill in declined))
-        return retry_delays_s(view, declined, self.planning.policy, self.settings)
+        return retry_delays_s(view, declined, self.planning.policy, self.settings(declined))
 
     def _run(self, prefills: Sequence[Prefill]) -> Decisions:
         """Ask the core about prefills on top of everything in the ledger."""
         view = self.ledger.view(asked_ids=frozenset(prefill.id for prefill in prefills))
-        policy, settings = self.planning.policy, self.settings
+        policy, settings = self.planning.policy, self.settings(prefills)
         started_s = time.perf_counter()
         try:
             decisions = decide(view, prefills, policy, settings)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from protos import planner_pb2
 from services.common.clock import Clock
 from services.common.errors import Reason, SloServeError
-from services.common.wire import engine_request_from_wire, perf_model_from_wire
+from services.common.wire import drafts_from_wire, engine_request_from_wire, perf_model_from_wire
+from services.core.drafts import Drafts
 from services.core.perf_model import PerfModel
 from services.core.slo import Tier
 from services.core.view import Decoder, Prefill
@@ -35,6 +36,7 @@ class EngineEntry:
     ttft_deadline_s: float
     max_tokens: int
     accepted_s: float = math.nan
+    application: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ class Capacity:
 
 @dataclass(frozen=True, slots=True)
 class StateUpdate:
-    """A checked ReplicaState. `perf_model` is None where the message leaves it as it was.
+    """A checked ReplicaState. `perf_model` and `drafts` are None where the message leaves them as they were.
 
     `removed_ids` are the requests that left the engine, those it finished included.
     """
@@ -65,6 +67,7 @@ class StateUpdate:
     removed_ids: frozenset[str]
     capacity: Capacity
     perf_model: PerfModel | None
+    drafts: Drafts | None = None
 
 
 def parse_state(wire: planner_pb2.ReplicaState, *, tiers: Sequence[Tier], clock: Clock) -> StateUpdate:
@@ -81,7 +84,8 @@ def parse_state(wire: planner_pb2.ReplicaState, *, tiers: Sequence[Tier], clock:
     perf_model = perf_model_from_wire(wire.perf_model) if wire.HasField("perf_model") else None
     if wire.full and perf_model is None:
         raise _invalid(wire, "a full state carries the performance model")
-    return StateUpdate(wire.seq, wire.full, entries, frozenset(removed), _capacity(wire, clock), perf_model)
+    drafts = drafts_from_wire(wire.drafts) if wire.HasField("drafts") else Drafts() if wire.full else None
+    return StateUpdate(wire.seq, wire.full, entries, frozenset(removed), _capacity(wire, clock), perf_model, drafts)
 
 
 def _invalid(wire: planner_pb2.ReplicaState, text: str) -> SloServeError:
@@ -126,4 +130,5 @@ def _entry(
         ttft_deadline_s=clock.to_monotonic_s(request.ttft_deadline_us) if request.ttft_deadline_us else -math.inf,
         max_tokens=request.max_tokens,
         accepted_s=clock.to_monotonic_s(request.accepted_at_us) if request.accepted_at_us else math.nan,
+        application=request.application,
     )

@@ -17,15 +17,14 @@ class Directives:
     def __init__(self, engine: Engine, generations: Generations) -> None:
         self._engine = engine
         self._generations = generations
-        self._speculation_refused = False
 
     async def apply(self, directive: planner_pb2.Directive) -> None:
         """Apply one directive."""
         kind = directive.WhichOneof("directive")
         if kind == "promote":
             self._promote(directive.promote)
-        elif kind == "tier_parameters":
-            self._tier_parameters(directive.tier_parameters)
+        elif kind == "batch_parameters":
+            self._batch_parameters(directive.batch_parameters)
         elif kind == "release":
             await self._release(directive.release)
         else:
@@ -36,12 +35,9 @@ class Directives:
         if generation is not None and generation.claimed.attempt == promote.attempt and not generation.promised:
             generation.promote(promote.tier, promote.verdict)
 
-    def _tier_parameters(self, parameters: planner_pb2.TierParameters) -> None:
+    def _batch_parameters(self, parameters: planner_pb2.BatchParameters) -> None:
         cap_ms = parameters.duration_cap_ms
         self._engine.set_duration_cap(cap_ms / 1000 if cap_ms > 0 else None)
-        if any(tier.speculation_tokens > 1 for tier in parameters.tiers) and not self._speculation_refused:
-            self._speculation_refused = True
-            _log.warning("the planner asks for speculation, which this engine was not started with")
 
     async def _release(self, release: planner_pb2.ReleaseRequestId) -> None:
         """The request leaves this replica for the shared queue, unless its prefill has begun."""

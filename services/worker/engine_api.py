@@ -4,7 +4,7 @@ Times are monotonic seconds of this host: the engine process and the worker proc
 """
 
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -108,6 +108,7 @@ class EngineInfo:
     async_scheduling: bool
     eos_token_ids: tuple[int, ...] = ()
     max_batch_tokens: int = 0  # 0: unknown
+    max_verify_tokens: int = 1  # most tokens a step verifies for one request; 1: it drafts nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +170,7 @@ class EngineReport:
     token_budget: int  # of the last batch
     batches: tuple[tuple[BatchShape, float], ...] = field(default=())  # executed since the last report, with seconds
     perf_model: PerfModel | None = None  # when it changed
+    acceptance: Mapping[str, float] | None = None  # of draft tokens, by application; when it changed
     demoted: tuple[RequestDecision, ...] = ()  # their promises cannot be kept any more
     decided: tuple[RequestDecision, ...] = ()
     released_ids: tuple[str, ...] = ()  # their first tokens need not be held

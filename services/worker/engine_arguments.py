@@ -74,6 +74,7 @@ def engine_info(config: "VllmConfig", total_blocks: int, block_size: int) -> Eng
         async_scheduling=bool(config.scheduler_config.async_scheduling),
         max_batch_tokens=int(config.scheduler_config.max_num_batched_tokens),
         eos_token_ids=_eos_ids(config),
+        max_verify_tokens=1 + int(config.speculative_config.num_speculative_tokens if config.speculative_config else 0),
     )
 
 

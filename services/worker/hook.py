@@ -196,7 +196,7 @@ class Hook(Books):
         if self._promised > 0 and not self.pace.joins(now_s):
             settings = replace(settings, best_effort_cap_s=0.0)
         plan = form_batch(view, settings)
-        verify = settings.verify_tokens if self.speculation.enabled else None
+        verify = plan.verify_tokens if self.speculation.enabled else None
         if plan.token_budget == 0:
             return Steering(plan=plan)  # nothing the plan could place: let the engine try by itself rather than idle
         chunks = {chunk.id: chunk.tokens for chunk in (*plan.prefill, *plan.best_effort_prefill)}

@@ -64,6 +64,7 @@ class HookMirror:
             demoted=demoted,
             decided=decided,
             released_ids=tuple(released),
+            acceptance=message.acceptance,
         )
         self._last = report
         return report
@@ -79,6 +80,7 @@ class HookMirror:
             removed_ids=(),
             batches=(),
             perf_model=None,
+            acceptance=None,
             demoted=(),
             decided=(),
             released_ids=(),

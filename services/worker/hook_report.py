@@ -64,6 +64,7 @@ class Reporter:
             tuple(self._decided(decided) for decided in hook.demoted),
             tuple(self._decided(decided) for decided in hook.pending.take_decided()),
             hook.hold.take_released(),
+            hook.speculation.take_acceptance() if hook.speculation.enabled else None,
         )
         hook.changed.clear()
         hook.gone.clear()

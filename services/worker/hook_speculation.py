@@ -12,15 +12,16 @@ from dataclasses import replace
 import numpy as np
 
 from services.core.columns import DecoderColumns, Ints
-from services.core.drafts import with_draft_lengths
+from services.core.drafts import acceptance_by_tier, with_draft_lengths
 from services.core.perf_model import PerfModel
-from services.core.speculation import AcceptanceEstimator, expected_tokens, fastest_length
+from services.core.speculation import PRIOR_ACCEPTANCE, AcceptanceEstimator, expected_tokens
 from services.core.view import PlanSettings, Prefill
 
 __all__ = ["Speculation"]
 
 _CHOOSE_EVERY = 8  # planned steps; lengths follow the load, not single batches
 _PROBE_EVERY = 64  # planned steps; a tier without drafts tries one, or its estimate would never change
+_PUBLISH_CHANGE = 0.02  # of an acceptance rate; less changes no plan
 
 
 class Speculation:
@@ -33,6 +34,7 @@ class Speculation:
         self._planned = 0
         self._settings = PlanSettings()
         self._chosen_for: tuple[PlanSettings, bool] | None = None  # settings, and whether prefills wait
+        self._published: dict[str, float] = {}
 
     @property
     def enabled(self) -> bool:
@@ -66,7 +68,8 @@ class Speculation:
         self._planned += 1
         if stale or self._chosen_for != (settings, bool(on_tier)):
             acceptance = self._acceptance(columns.tier, applications, on_tier, tiers)
-            self._settings = self._chosen(replace(settings, acceptance=acceptance), model, columns, on_tier)
+            drafting = replace(settings, acceptance=acceptance, max_verify_tokens=self.max_verify)
+            self._settings = self._probing(with_draft_lengths(drafting, model, columns, on_tier))
             self._chosen_for = settings, bool(on_tier)
         return self._settings
 
@@ -75,35 +78,28 @@ class Speculation:
         for application, (judged, accepted) in counts.items():
             self.estimator.observe_judged(application, judged, accepted)
 
-    def _acceptance(self, tier: Ints, applications: Ints, prefills: Sequence[Prefill], tiers: int) -> tuple[float, ...]:
-        """Mean estimate over what decodes on each tier or is about to; the estimator's prior on an empty one."""
-        rates = np.array([self.estimator.rate(name) for name in self._names] or [0.0])
-        on_tier = tier >= 0
-        sums = np.bincount(tier[on_tier], weights=rates[applications[on_tier]], minlength=tiers)
-        numbers = np.bincount(tier[on_tier], minlength=tiers)
-        for prefill in prefills:
-            sums[prefill.tier] += self.estimator.rate(prefill.application)
-            numbers[prefill.tier] += 1
-        prior = self.estimator.rate("")
-        return tuple(float(s / n) if n else prior for s, n in zip(sums, numbers, strict=True))
+    def take_acceptance(self) -> dict[str, float] | None:
+        """The estimate per application, if one changed by more than a little since the last call."""
+        rates, published = self.estimator.rates, self._published
+        known = rates.keys() == published.keys()
+        if known and all(abs(rates[name] - published[name]) < _PUBLISH_CHANGE for name in rates):
+            return None
+        self._published = rates
+        return rates
 
-    def _chosen(
-        self, settings: PlanSettings, model: PerfModel, columns: DecoderColumns, prefills: Sequence[Prefill]
-    ) -> PlanSettings:
-        on_tier = columns.tier >= 0
-        decoders = int(on_tier.sum())
-        if prefills or not decoders:
-            chosen = with_draft_lengths(settings, model, columns, prefills, self.max_verify)
-        else:
-            counts = np.bincount(columns.tier[on_tier], minlength=len(settings.acceptance))
-            length = fastest_length(
-                model,
-                decoders,
-                float(np.average(settings.acceptance, weights=counts)),
-                context_tokens=int(columns.context_tokens[on_tier].sum()),
-                max_verify_tokens=self.max_verify,
-            )
-            chosen = replace(settings, verify_tokens=(length,) * len(settings.acceptance))
+    def _acceptance(self, tier: Ints, applications: Ints, prefills: Sequence[Prefill], tiers: int) -> tuple[float, ...]:
+        """Mean estimate over what decodes on each tier or is about to; the prior on an empty one."""
+        rates = np.array([self.estimator.rate(name) for name in self._names] or [0.0])
+        waiting = [self.estimator.rate(prefill.application) for prefill in prefills]
+        return acceptance_by_tier(
+            np.concatenate([tier, np.array([prefill.tier for prefill in prefills], np.int64)]),
+            np.concatenate([rates[applications], np.array(waiting, np.float64)]),
+            tiers,
+            PRIOR_ACCEPTANCE,
+        )
+
+    def _probing(self, chosen: PlanSettings) -> PlanSettings:
+        """The chosen lengths; now and then with a draft for every tier."""
         if (self._planned // _CHOOSE_EVERY) % (_PROBE_EVERY // _CHOOSE_EVERY) == 0:
-            chosen = replace(chosen, verify_tokens=tuple(max(2, length) for length in chosen.verify_tokens))
+            return replace(chosen, verify_tokens=tuple(max(2, length) for length in chosen.verify_tokens))
         return chosen

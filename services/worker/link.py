@@ -107,7 +107,8 @@ class ReportMessage(msgspec.Struct, frozen=True, array_like=True):
 
     `decoding` are the columns of all decoding requests, int64 and float64 in native order: number, computed tokens,
     output tokens, tokens still expected, deadline of the next token. `removed` and `released` are numbers. `batches`
-    are rows of (tokens, context_tokens, requests, draft_steps, seconds).
+    are rows of (tokens, context_tokens, requests, draft_steps, seconds). `acceptance` are the estimated rates of draft
+    tokens by application, where one changed.
     """
 
     seq: int
@@ -133,6 +134,7 @@ class ReportMessage(msgspec.Struct, frozen=True, array_like=True):
     demoted: tuple[DecidedEntry, ...] = ()
     decided: tuple[DecidedEntry, ...] = ()
     released: tuple[int, ...] = ()
+    acceptance: dict[str, float] | None = None
 
 
 class LinkPath:

@@ -7,10 +7,12 @@ than messages leave are merged.
 import asyncio
 import math
 from collections import deque
+from dataclasses import replace
 
 from protos import planner_pb2
 from services.common.clock import Clock
-from services.common.wire import perf_model_to_wire
+from services.common.wire import drafts_to_wire, perf_model_to_wire
+from services.core.drafts import Drafts
 from services.core.perf_model import PerfModel
 from services.worker.engine_api import EngineInfo, EngineReport, RequestProgress
 
@@ -34,6 +36,8 @@ class StateMirror:
         self._finished: deque[planner_pb2.FinishedLength] = deque(maxlen=_MAX_FINISHED)
         self._latest: EngineReport | None = None
         self._model_changed = True
+        self._drafts = Drafts(info.max_verify_tokens)
+        self._drafts_changed = True
         self._seq = 0
 
     @property
@@ -58,6 +62,9 @@ class StateMirror:
         if report.perf_model is not None:
             self.perf_model = report.perf_model
             self._model_changed = True
+        if report.acceptance is not None:
+            self._drafts = replace(self._drafts, acceptance=report.acceptance)
+            self._drafts_changed = True
         self._latest = report
         self.changed.set()
 
@@ -94,6 +101,9 @@ class StateMirror:
         if full or self._model_changed:
             state.perf_model.CopyFrom(perf_model_to_wire(self.perf_model))
             self._model_changed = False
+        if full or self._drafts_changed:
+            state.drafts.CopyFrom(drafts_to_wire(self._drafts))
+            self._drafts_changed = False
         self._dirty.clear()
         self._removed.clear()
         self._finished.clear()

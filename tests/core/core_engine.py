@@ -1,9 +1,14 @@
-"""An exact engine for tests: runs what `form_batch` says and lets it take exactly the modelled time."""
+"""An exact engine for tests: runs what `form_batch` says and lets it take exactly the modelled time.
+
+Where the settings give acceptance rates, decoders verify drafts and yield what is expected of them: a step that yields
+2.4 tokens brings two or three, and is due with the 2.4th.
+"""
 
 from dataclasses import replace
 
 from services.core.batch import BatchPlan, form_batch
 from services.core.perf_model import BatchShape
+from services.core.speculation import expected_tokens
 from services.core.view import Decoder, PlanSettings, Prefill, ReplicaView
 
 
@@ -16,6 +21,7 @@ class Engine:
         self.total_blocks, self.block_size, self.max_num_seqs = view.total_blocks, view.block_size, view.max_num_seqs
         self.decoders = {d.id: d for d in view.decoders}
         self.prefills = {p.id: p for p in view.prefills}
+        self.parts: dict[str, float] = {}  # of the next token, by request
         self.late: list[str] = []
         self.batches: list[BatchPlan] = []
 
@@ -38,30 +44,36 @@ class Engine:
     def step(self) -> BatchPlan:
         """Form one batch and run it."""
         plan = form_batch(self.view(), self.settings)
+        settings = replace(self.settings, verify_tokens=plan.verify_tokens)
         chunks = {c.id: c.tokens for c in (*plan.prefill, *plan.best_effort_prefill)}
         decoding = [self.decoders[i] for i in (*plan.decode_ids, *plan.best_effort_decode_ids)]
         context = sum(d.context_tokens for d in decoding) + sum(self.prefills[i].computed_tokens for i in chunks)
-        tokens = len(decoding) + sum(chunks.values())
-        shape = BatchShape(tokens, context, len(decoding) + len(chunks))
-        self.now_s += self.model.seconds(shape)
+        verify = {d.id: settings.verify(d.tier) for d in decoding}
+        tokens = sum(verify.values()) + sum(chunks.values())
+        draft_steps = max(verify.values(), default=1) - 1
+        self.now_s += self.model.seconds(BatchShape(tokens, context, len(decoding) + len(chunks), draft_steps))
         for decoder in decoding:
-            self._token(decoder)
+            self._tokens(decoder, expected_tokens(verify[decoder.id], settings.acceptance_rate(decoder.tier)))
         for prefill_id, count in chunks.items():
             self._computed(self.prefills[prefill_id], count)
         self.batches.append(plan)
         return plan
 
-    def _token(self, decoder: Decoder) -> None:
-        if decoder.tier >= 0 and self.now_s > decoder.next_deadline_s + 1e-9:
-            self.late.append(f"{decoder.id} token {self.now_s - decoder.next_deadline_s:.6f} s late")
-        if decoder.remaining_tokens <= 1:
+    def _tokens(self, decoder: Decoder, expected: float) -> None:
+        expected = min(expected + self.parts.get(decoder.id, 0.0), decoder.remaining_tokens)
+        count = int(expected + 1e-9)
+        self.parts[decoder.id] = expected - count
+        due_s = decoder.next_deadline_s + (expected - 1) * decoder.tpot_s
+        if decoder.tier >= 0 and self.now_s > due_s + 1e-9:
+            self.late.append(f"{decoder.id} token {self.now_s - due_s:.6f} s late, {decoder.remaining_tokens} left")
+        if decoder.remaining_tokens <= count:
             del self.decoders[decoder.id]
             return
         self.decoders[decoder.id] = replace(
             decoder,
-            next_deadline_s=decoder.next_deadline_s + decoder.tpot_s,
-            context_tokens=decoder.context_tokens + 1,
-            remaining_tokens=decoder.remaining_tokens - 1,
+            next_deadline_s=decoder.next_deadline_s + count * decoder.tpot_s,
+            context_tokens=decoder.context_tokens + count,
+            remaining_tokens=decoder.remaining_tokens - count,
         )
 
     def _computed(self, prefill: Prefill, count: int) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from services.core.admission import Policy, decide
 from services.core.presets import preset
-from services.core.view import PlanSettings, Prefill, ReplicaView
+from services.core.view import Decoder, PlanSettings, Prefill, ReplicaView
 
 MANY = settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -66,6 +66,59 @@ def test_arrivals_at_every_batch_boundary_break_no_promise(instance: Instance, p
             engine.now_s += 0.01
     run_dry(engine)
     assert engine.late == []
+
+
+def in_the_last_step(line: str, most: int) -> bool:
+    """Whether a late token of the engine came with the last of its request."""
+    return line.endswith(" left") and int(line.split()[-2]) < most
+
+
+@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    instances(late=False, tight_memory=False),
+    st.sampled_from(Policy),
+    st.integers(2, 10),
+    st.lists(st.sampled_from([0.0, 1.0, 1.0]), min_size=3, max_size=3),
+)
+def test_an_accepted_plan_with_drafts_meets_every_deadline(
+    instance: Instance, policy: Policy, most: int, acceptance: list[float]
+) -> None:
+    """Rates of 0 and 1, at which each step yields what is expected of it; others do so on average only.
+
+    A last step with fewer tokens left than it verifies is planned exactly only when it is the next one, and the memory
+    forecast holds for the lengths of its plan, which are chosen anew with every batch.
+    """
+    plan = replace(instance.settings, acceptance=tuple(acceptance), max_verify_tokens=most)
+    assume(decide(instance.view, (), policy, plan).base_feasible)
+    engine = Engine(instance.view, plan)
+    assume(len(admit(engine, list(instance.candidates), policy)) < len(instance.candidates))
+    run_dry(engine)
+    assert [line for line in engine.late if not in_the_last_step(line, most)] == []
+
+
+@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+@given(instances(late=False), st.integers(2, 10), st.lists(st.floats(0, 1), min_size=3, max_size=3))
+def test_planning_with_drafts_keeps_no_less_than_without(
+    instance: Instance, most: int, acceptance: list[float]
+) -> None:
+    drafting = replace(instance.settings, acceptance=tuple(acceptance), max_verify_tokens=most)
+    plain = decide(instance.view, instance.candidates, Policy.MH, instance.settings)
+    found = decide(instance.view, instance.candidates, Policy.MH, drafting)
+    assert (found.base_feasible, found.kept_weight) >= (plain.base_feasible, plain.kept_weight)
+
+
+def test_drafts_carry_what_plain_decoding_cannot_and_keep_it() -> None:
+    chosen = preset("opt-13b-a100")
+    running = tuple(Decoder(f"d{i}", 0, 0.06, 0.05, 200, 97) for i in range(40))
+    view = ReplicaView(0.0, chosen.model, running, (), 8000, 9000)
+    burst = [Prefill(f"c{i}", i % 2, 0.5 + 0.06 * i, TPOTS_S[i % 2], 900, output_tokens=80) for i in range(8)]
+    plain, drafting = PlanSettings(), PlanSettings(acceptance=(0.8, 0.6), max_verify_tokens=8)
+    engine = Engine(view, drafting)
+    promised = len(burst) - len(admit(engine, burst, Policy.MH))
+    run_dry(engine)
+    assert promised > len(decide(view, burst, Policy.MH, plain).admitted_ids)
+    assert engine.late == []
+    assert max(plan.verify_tokens[0] for plan in engine.batches) > 1
 
 
 @pytest.mark.parametrize("hold", [False, True])

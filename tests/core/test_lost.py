@@ -71,7 +71,15 @@ def test_the_fastest_length_is_the_best_of_all() -> None:
             def rate(n: int, decoders: int = decoders, acceptance: float = acceptance) -> float:
                 return expected_tokens(n, acceptance) / (1e-4 * n * decoders + 0.02)
 
-            found = fastest_length(MODEL, decoders, acceptance)
+            found = fastest_length(MODEL, [decoders], [1.0], [acceptance])
             assert math.isclose(rate(found), max(map(rate, range(1, 11))))
-    assert fastest_length(MODEL, 400, 0.0) == 1
-    assert fastest_length(MODEL, 1, 1.0) == 10
+    assert fastest_length(MODEL, [400], [1.0], [0.0]) == 1
+    assert fastest_length(MODEL, [1], [1.0], [1.0]) == 10
+
+
+def test_the_fastest_length_keeps_every_pace_and_fits_into_a_batch() -> None:
+    plain_s = 1e-4 * 100 + 0.02
+    assert fastest_length(MODEL, [0, 100], [1e-9, 1.0], [0.0, 0.9]) > 1
+    assert fastest_length(MODEL, [1, 99], [1.1 * plain_s, 1.0], [0.0, 0.9]) == 1  # the first gains nothing by drafts
+    assert fastest_length(MODEL, [1, 99], [0.9 * plain_s, 1.0], [0.0, 0.9]) == 0
+    assert fastest_length(MODEL, [100], [1.0], [0.9], max_batch_tokens=250) == 2

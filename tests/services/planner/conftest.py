@@ -26,25 +26,25 @@ class WorkerStream:
 
     def __init__(self, stub: planner_pb2_grpc.PlannerAsyncStub) -> None:
         self.call = stub.Observe()
-        self.parameters: list[planner_pb2.TierParameters] = []
+        self.parameters: list[planner_pb2.BatchParameters] = []
         self._call: grpc.aio.StreamStreamCall[planner_pb2.ReplicaState, planner_pb2.Directive] = self.call
 
     async def send(self, state: planner_pb2.ReplicaState) -> None:
         await self._call.write(state)
 
     async def next(self) -> planner_pb2.Directive:
-        """The next directive about requests, tier parameters put aside; fails the test rather than wait for ever."""
+        """The next directive about requests, batch parameters put aside; fails the test rather than wait for ever."""
         while True:
             directive = await self._read()
-            if not directive.HasField("tier_parameters"):
+            if not directive.HasField("batch_parameters"):
                 return directive
-            self.parameters.append(directive.tier_parameters)
+            self.parameters.append(directive.batch_parameters)
 
-    async def next_parameters(self) -> planner_pb2.TierParameters:
-        """The next tier parameters."""
+    async def next_parameters(self) -> planner_pb2.BatchParameters:
+        """The next batch parameters."""
         directive = await self._read()
-        assert directive.HasField("tier_parameters"), directive
-        return directive.tier_parameters
+        assert directive.HasField("batch_parameters"), directive
+        return directive.batch_parameters
 
     async def _read(self) -> planner_pb2.Directive:
         async with asyncio.timeout(WAIT_S):

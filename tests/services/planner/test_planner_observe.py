@@ -13,7 +13,8 @@ def known(ledger: Ledger) -> tuple[object, ...]:
     """Everything a state may change."""
     view = ledger.view()
     capacity = (view.free_blocks, view.total_blocks, view.block_size, view.max_num_seqs, ledger.max_batch_tokens)
-    return dict(ledger.entries), capacity, view.model, ledger.reservation(("promised", 1)), ledger.attempt("r2")
+    held = ledger.reservation(("promised", 1))
+    return dict(ledger.entries), capacity, view.model, ledger.drafts, held, ledger.attempt("r2")
 
 
 async def test_a_gap_changes_nothing_and_asks_for_one_snapshot(planner) -> None:
@@ -57,12 +58,18 @@ async def test_a_gap_changes_nothing_and_asks_for_one_snapshot(planner) -> None:
         ({"requests": [planner_pb2.EngineRequest(request_id="r2", tier="loose", tpot_ms=math.nan)]}, "tpot_ms is nan"),
         ({"requests": [planner_pb2.EngineRequest(tier="best-effort")]}, "'' is empty"),
         ({"requests": 2 * [planner_pb2.EngineRequest(request_id="r2", tier="best-effort")]}, "listed twice"),
+        ({"drafts": planner_pb2.Drafts(max_verify_tokens=11)}, "11 tokens verified per step"),
+        ({"drafts": planner_pb2.Drafts(max_verify_tokens=4, acceptance={"coder": math.nan})}, "'coder' is nan"),
+        ({"drafts": planner_pb2.Drafts(max_verify_tokens=4, acceptance={"coder": -0.1})}, "'coder' is -0.1"),
+        ({"drafts": planner_pb2.Drafts(max_verify_tokens=4, acceptance={"a": 0.5, "b": 1.1})}, "'b' is 1.1"),
+        ({"drafts": planner_pb2.Drafts(max_verify_tokens=4, acceptance={"coder": math.inf})}, "'coder' is inf"),
         ({"removed_ids": ["r2"], "requests": [planner_pb2.EngineRequest(request_id="r2", tier="best-effort")]}, "r2"),
     ],
 )
 async def test_a_state_that_cannot_be_true_ends_the_stream_and_changes_nothing(planner, fields, named) -> None:
     now_us = planner.clock.now_us()
-    async with planner.worker(a_state(now_us, requests=[a_request(now_us, "r1")])) as stream:
+    drafts = planner_pb2.Drafts(max_verify_tokens=4, acceptance={"chatbot": 0.5})
+    async with planner.worker(a_state(now_us, requests=[a_request(now_us, "r1")], drafts=drafts)) as stream:
         await planner.admit(a_candidate(now_us, "promised"))
         ledger = planner.fleet.get("gpu-0").ledger
         before = known(ledger)

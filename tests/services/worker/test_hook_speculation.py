@@ -1,5 +1,9 @@
 """Speculation in the hook: lengths per tier, drafts cut without touching anybody else's, acceptance learnt on line."""
 
+from collections.abc import Mapping
+from itertools import pairwise
+
+import msgspec
 import numpy as np
 import pytest
 
@@ -7,7 +11,9 @@ from services.core.columns import DecoderColumns
 from services.core.perf_model import PerfModel, Segment
 from services.core.speculation import expected_tokens
 from services.core.view import PlanSettings, Prefill
+from services.worker.hook_mirror import HookMirror
 from services.worker.hook_speculation import Speculation
+from services.worker.link import ReportMessage
 from tests.services.worker.driven_scheduler import DrivenScheduler, driven
 
 DEPTHS = pytest.mark.parametrize("depth", [1, 2])
@@ -73,6 +79,32 @@ def test_a_tier_without_drafts_tries_one_now_and_then() -> None:
     assert lengths.count(2) <= 40
 
 
+def test_acceptance_is_published_when_it_changed_by_more_than_a_little() -> None:
+    speculation = Speculation(10)
+    assert speculation.take_acceptance() is None
+    speculation.observe({"app": (20_000, 10_000)})
+    assert speculation.take_acceptance() == pytest.approx({"app": 0.5})
+    speculation.observe({"app": (20_000, 10_300)})
+    assert speculation.take_acceptance() is None
+    speculation.observe({"app": (20_000, 10_450)})  # little by little, but more than a little since it was published
+    assert speculation.take_acceptance() == pytest.approx({"app": 0.5225})
+    speculation.observe({"other": (1, 0)})
+    assert set(speculation.take_acceptance()) == {"app", "other"}
+
+
+def test_speed_without_prefills_costs_no_tier_its_pace() -> None:
+    speculation = Speculation(10)
+    assert (speculation.application("fast"), speculation.application("slow")) == (0, 1)
+    speculation.observe({"fast": (20_000, 19_000), "slow": (20_000, 0)})
+    decoders = columns([0] * 30 + [1] * 300, [0.05] * 30 + [0.5] * 300)
+    applications = np.array([1] * 30 + [0] * 300)
+    for _ in range(9):
+        found = speculation.settings(PlanSettings(), MODEL, decoders, applications, [])
+    tokens = int(np.array(found.verify_tokens)[decoders.tier].sum())
+    assert found.verify_tokens[1] == 1  # with one draft more, 660 tokens take 71 ms, and the tight tier gains none
+    assert MODEL.tokens_within(0.05) >= tokens
+
+
 def test_an_engine_without_drafts_plans_as_before() -> None:
     settings = PlanSettings()
     found = Speculation(1).settings(settings, MODEL, columns([0], [0.05]), np.zeros(1, np.int64), [])
@@ -93,6 +125,21 @@ def test_acceptance_is_learnt_on_line(depth: int, acceptance: float) -> None:
             replica.send(f"r{index}", 40, 400, ttft_s=5.0)
         replica.run()
         assert replica.scheduler._hook.speculation.estimator.rate("app") == pytest.approx(acceptance, abs=0.08)
+
+
+def test_the_worker_is_told_what_was_learnt() -> None:
+    with driven(depth=1, speculation_tokens=9, acceptance=0.8) as replica:
+        for index in range(4):
+            replica.send(f"r{index}", 40, 300, ttft_s=5.0)
+        replica.run()
+        mirror, told = HookMirror(), list[Mapping[str, float]]()
+        while replica.worker_end.poll(100):
+            report = mirror.apply(msgspec.msgpack.decode(replica.worker_end.recv(), type=ReportMessage))
+            if report.acceptance is not None:
+                told.append(report.acceptance)
+        assert mirror.snapshot().acceptance is None
+        assert told[-1]["app"] == pytest.approx(replica.scheduler._hook.speculation.estimator.rate("app"), abs=0.02)
+        assert all(abs(then["app"] - now["app"]) >= 0.02 for then, now in pairwise(told))
 
 
 def test_drafts_are_cut_to_the_tiers_length_and_the_shared_list_stays_whole() -> None:

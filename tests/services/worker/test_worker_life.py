@@ -214,11 +214,11 @@ async def test_a_promotion_reaches_engine_client_and_record(world: World, unique
     await world.until_recorded(unique, verdict="admitted", tier="loose")
 
 
-async def test_tier_parameters_cap_the_batches_duration(world: World) -> None:
-    parameters = planner_pb2.TierParameters(duration_cap_ms=40)
-    world.planner.tell(planner_pb2.Directive(seq=1, tier_parameters=parameters))
+async def test_batch_parameters_cap_the_batches_duration(world: World) -> None:
+    parameters = planner_pb2.BatchParameters(duration_cap_ms=40)
+    world.planner.tell(planner_pb2.Directive(seq=1, batch_parameters=parameters))
     await eventually(lambda: world.engine.duration_cap_s == 0.04)
-    world.planner.tell(planner_pb2.Directive(seq=2, tier_parameters=planner_pb2.TierParameters()))
+    world.planner.tell(planner_pb2.Directive(seq=2, batch_parameters=planner_pb2.BatchParameters()))
     await eventually(lambda: world.engine.duration_cap_s is None)
 
 

@@ -65,6 +65,24 @@ def test_a_changed_model_travels_once() -> None:
     assert not mirror.message(full=False).HasField("perf_model")
 
 
+def test_drafts_travel_when_everything_does_and_when_they_changed() -> None:
+    mirror = StateMirror("w0", replace(INFO, max_verify_tokens=6), MODEL, CLOCK)
+    first = mirror.message(full=True).drafts
+    assert (first.max_verify_tokens, dict(first.acceptance)) == (6, {})
+    mirror.apply(BUSY)
+    assert not mirror.message(full=False).HasField("drafts")
+    mirror.apply(replace(BUSY, acceptance={"coder": 0.7}))
+    mirror.apply(replace(BUSY, step=2))  # merged into one message with the report before
+    changed = mirror.message(full=False).drafts
+    assert (changed.max_verify_tokens, dict(changed.acceptance)) == (6, {"coder": 0.7})
+    assert not mirror.message(full=False).HasField("drafts")
+    assert dict(mirror.message(full=True).drafts.acceptance) == {"coder": 0.7}
+
+
+def test_an_engine_without_drafts_says_so() -> None:
+    assert a_mirror().message(full=True).drafts.max_verify_tokens == 1
+
+
 def test_a_request_without_deadlines_has_none_on_the_wire() -> None:
     mirror = a_mirror()
     mirror.apply(replace(BUSY, requests=(replace(progress_of("a"), ttft_deadline_s=math.inf),)))
