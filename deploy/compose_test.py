@@ -124,6 +124,7 @@ async def containers() -> AsyncIterator[Containers]:
         SLOS_METRICS_PORT=str(metrics_port),
         OTEL_METRIC_EXPORT_INTERVAL="1000",
         SLOS_ENGINE="emulated",
+        SLOS_ORDER="round-robin",  # both workers are to have work; the default fills one first
         **({} if collector else {"OTEL_EXPORTER_OTLP_ENDPOINT": ""}),
     )
     metrics = f"http://127.0.0.1:{metrics_port}/metrics"
@@ -181,6 +182,7 @@ async def test_a_killed_worker_container_loses_and_repeats_nothing(containers: C
         calls = [send(stub, message) for message in messages]
         await asyncio.wait_for(asyncio.gather(*(call.begun.wait() for call in calls)), 120)
         running = {call.reply.verdicts[-1].replica_id for call in calls}
+        assert len(running) == 2, "one worker has all the load"
         victim_id = max(running, key=lambda replica: sum(c.reply.verdicts[-1].replica_id == replica for c in calls))
         [victim] = [c for c in await containers.ids("worker") if c.startswith(victim_id)]
         unfinished = [call for call in calls if not call.task.done()]

@@ -61,7 +61,9 @@ class TraceContext:
 
 
 def _otlp(signal: str) -> str | None:
-    return os.environ.get(f"OTEL_EXPORTER_OTLP_{signal}_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+    """The endpoint of a signal, its own before the common one; an empty variable counts as none."""
+    common = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+    return os.environ.get(f"OTEL_EXPORTER_OTLP_{signal}_ENDPOINT") or common or None
 
 
 def traces_endpoint() -> str | None:
