@@ -18,7 +18,7 @@ from services.core.slo import BEST_EFFORT, StageKind, StageSlo
 from services.core.view import PlanSettings
 from services.worker.engine_api import SamplingSpec, Submission
 from services.worker.engine_arguments import emulated_arguments, special_ids_of, vllm_arguments
-from services.worker.engine_environment import prepare_environment
+from services.worker.engine_environment import keep_freed_memory, prepare_environment
 from services.worker.engine_settings import EngineSettings
 from services.worker.hash_tokens import digest_of
 from services.worker.hook_config import EmulationTerms, HookConfig, model_terms
@@ -91,7 +91,10 @@ class BareEngine:
         else:
             from vllm.platforms import current_platform
 
-            arguments = vllm_arguments(settings, HookConfig("", PlanSettings()), bool(current_platform.is_cpu()))
+            on_cpu = bool(current_platform.is_cpu())
+            if on_cpu:
+                keep_freed_memory()
+            arguments = vllm_arguments(settings, HookConfig("", PlanSettings()), on_cpu)
             del arguments["additional_config"]
         del arguments["scheduler_cls"]
         return arguments

@@ -1,14 +1,16 @@
-"""What a stack is left with after faults: queue entries, KV blocks, runs that happened twice, memory."""
+"""What a stack is left with after faults: queue entries, KV blocks, tasks, runs that happened twice, memory."""
 
 import asyncio
 import time
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import psutil
 import redis.asyncio
 
+from bench.task_watch import TaskWatch
 from protos import worker_pb2, worker_pb2_grpc
 from services.cli.stack import LocalStack
 from services.common.keys import DEAD_LETTERS, QUEUE_INDEX
@@ -22,18 +24,19 @@ _WARM_S = 20.0  # what a process needs to load what it needs
 
 @dataclass(frozen=True, slots=True)
 class Leftovers:
-    """What should be zero once every request was answered."""
+    """What should be zero once every request was answered. `tasks`: by process and kind, beyond the idle ones."""
 
     queue_entries: int
     pending_entries: int
     running: int
     kv_blocks: int
     dead_letters: int
+    tasks: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def none(self) -> bool:
         """Nothing is left. Dead letters are an answer, not a leftover."""
-        return not (self.queue_entries or self.pending_entries or self.running or self.kv_blocks)
+        return not (self.queue_entries or self.pending_entries or self.running or self.kv_blocks or self.tasks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +65,8 @@ class Memory:
         return replace(before, first_mib=first_mib, last_mib=mib, seconds=seconds)
 
 
-async def leftovers(stack: LocalStack) -> Leftovers:
-    """Count what is left."""
+async def leftovers(stack: LocalStack, tasks: TaskWatch | None = None) -> Leftovers:
+    """Count what is left; tasks where somebody watches them."""
     client = redis.asyncio.from_url(stack.redis_url)
     entries = pending = 0
     try:
@@ -77,7 +80,7 @@ async def leftovers(stack: LocalStack) -> Leftovers:
     states = await asyncio.gather(*(_status(address) for address in stack.addresses.worker))
     running = sum(state.running + state.waiting for state in states)
     blocks = sum(state.total_blocks - state.free_blocks for state in states)
-    return Leftovers(entries, pending, running, blocks, dead)
+    return Leftovers(entries, pending, running, blocks, dead, {} if tasks is None else await tasks.surplus())
 
 
 async def _status(address: str) -> worker_pb2.StatusResponse:

@@ -10,6 +10,7 @@ import random
 import resource
 import time
 from collections import Counter
+from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,8 +25,10 @@ from rich.table import Table
 
 from bench.fault_load import Answer, FaultLoad, Shape, tally
 from bench.fault_state import Leftovers, leftovers
+from bench.task_watch import TaskWatch
 from protos import admission_pb2, admission_pb2_grpc, types_pb2
 from services.cli.stack import LocalStack
+from services.cli.stack_layout import process_names
 from services.cli.stack_spec import StackSpec
 from services.common.errors import from_rpc_error
 
@@ -178,11 +181,14 @@ async def _slow_readers(address: str, count: int) -> int:
 async def flood(replicas: int, streams: int, seconds: float, data_dir: Path, console: Console) -> Report:
     """Run all of it."""
     spec = StackSpec(data_dir=data_dir, engine="emulated", preset="opt-6.7b-a100", num_workers=replicas)
-    async with LocalStack(spec) as stack:
+    async with AsyncExitStack() as cleanup:
+        tasks = await cleanup.enter_async_context(TaskWatch(process_names(spec)))
+        stack = await cleanup.enter_async_context(LocalStack(replace(spec, service_environment=tasks.environments)))
         peak = _Peak(stack)
         watching = asyncio.create_task(peak.watch())
         base = replace(_BASE, rate_rps=_BASE.rate_rps * replicas)
         waves = [await _wave(stack, "before", base, 10.0, 1)]
+        await tasks.learn_idle()
         console.print(f"flood: {10 * base.rate_rps:g} requests/s for {seconds:g} s")
         waves.append(await _wave(stack, "flood", replace(base, rate_rps=10 * base.rate_rps), seconds, 2))
         waves.append(await _wave(stack, "after", base, 10.0, 3))
@@ -191,12 +197,12 @@ async def flood(replicas: int, streams: int, seconds: float, data_dir: Path, con
         slow_complete = await _slow_readers(stack.admission_address, slow)
         console.print(f"{streams} open streams")
         ended = await _open_streams(stack.admission_address, streams, 30.0)
-        left = await leftovers(stack)
+        left = await leftovers(stack, tasks)
         for _ in range(60):
             if left.none:
                 break
             await asyncio.sleep(1.0)
-            left = await leftovers(stack)
+            left = await leftovers(stack, tasks)
         watching.cancel()
         last = peak.now()
         memory = {name: (peak.first[name], peak.highest[name], last[name]) for name in _SERVICES}

@@ -41,6 +41,9 @@ _CPU_LENGTH_DIVISOR = 4.0
 _GRACE_S = 20.0  # after the last deadline, as for capacity in virtual time
 _FACTORS = (0.1, 0.2, 0.3)  # of the trace's own rate, where no rates are given
 
+_OF_LOADS = ("rates", "window", "seconds", "repetitions", "length_divisor", "tpot_factor", "stage_tokens", "traces")
+"""Options that mean nothing where everything is sent at once, with lengths of its own."""
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -57,13 +60,14 @@ class Plan:
 
 
 def main(
+    context: typer.Context,
     engine: Annotated[
         Literal["emulated", "vllm"], typer.Option(help="an emulated GPU, or real vLLM here")
     ] = "emulated",
     preset_name: Annotated[str, typer.Option("--preset", help="emulated hardware and model")] = "opt-6.7b-a100",
     model: Annotated[str, typer.Option(help="directory or hub id")] = str(BUNDLED_MODEL),
     shape: Annotated[str, typer.Option(help=f"of this published model with random weights: {', '.join(SHAPES)}")] = "",
-    scenario: Annotated[str, typer.Option(help="one scenario of the file")] = "mixed",
+    scenario: Annotated[str, typer.Option(help="one of the file; --saturate: only its prefix caching")] = "mixed",
     rates: Annotated[str, typer.Option(help="jobs/s, comma-separated; empty: 0.1, 0.2, 0.3 of the trace's own")] = "",
     window: Annotated[int, typer.Option(help="index of the window")] = 0,
     seed: Annotated[int, typer.Option()] = 1,
@@ -87,8 +91,9 @@ def main(
         file = load_scenarios(scenarios)
         file.scenario(scenario)
         preset(preset_name)
-        if saturated and rates:
-            raise ValueError("--saturate sends everything at once: it takes no --rates")
+        if saturated and (given := [name for name in _OF_LOADS if _given(context, name)]):
+            options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise ValueError(f"--saturate sends everything at once: it takes no {options}")
         if shape and (shape not in SHAPES or engine != "vllm"):
             raise ValueError(f"--shape is for --engine vllm and one of: {', '.join(SHAPES)}")
         wanted = tuple(float(rate) for rate in rates.split(",") if rate)
@@ -112,6 +117,12 @@ def main(
                 run_interruptible(_live(console, settings, file, plan, results))
         except WorkloadError as error:
             raise typer.BadParameter(str(error)) from None
+
+
+def _given(context: typer.Context, name: str) -> bool:
+    """Whether an option was given rather than left at its default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
 
 
 async def _live(console: Console, settings: EngineSettings, file: ScenarioFile, plan: Plan, results: Path) -> None:

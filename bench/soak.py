@@ -2,7 +2,8 @@
 
 Four replicas of the emulated engine, two admissions, two routers and a planner. Every few seconds something is killed,
 or stopped past its lease and woken, drawn with a seed, and brought back. Each answer is compared with the tokens its
-prompt must give; runs are counted from the workers' spans, and at the end nothing may be left in a queue or an engine.
+prompt must give; runs are counted from the workers' spans, and at the end nothing may be left in a queue or an engine,
+nor any task in a service beyond those it has when idle.
 """
 
 import asyncio
@@ -12,7 +13,8 @@ import random
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from contextlib import AsyncExitStack
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
@@ -23,7 +25,9 @@ from rich.table import Table
 
 from bench.fault_load import Answer, FaultLoad, Shape, tally
 from bench.fault_state import Leftovers, Memory, leftovers, runs_twice
+from bench.task_watch import TaskWatch
 from services.cli.stack import LocalStack
+from services.cli.stack_layout import process_names
 from services.cli.stack_spec import StackSpec
 
 __all__ = ["main"]
@@ -31,6 +35,7 @@ __all__ = ["main"]
 _PAUSE_S = 5.0  # longer than a lease
 _SETTLE_S = 90.0
 _GAP_S = (3.0, 9.0)
+_WARM_UP_S = 3.0  # of load, before the services are looked at as idle
 
 _WEIGHTS = {
     "worker killed": 4,
@@ -127,7 +132,12 @@ async def soak(minutes: float, seed: int, rate_rps: float, replicas: int, data_d
         num_routers=2,
         drain_grace_s=20.0,
     )
-    async with LocalStack(spec) as stack:
+    async with AsyncExitStack() as cleanup:
+        tasks = await cleanup.enter_async_context(TaskWatch(process_names(spec)))
+        stack = await cleanup.enter_async_context(LocalStack(replace(spec, service_environment=tasks.environments)))
+        await FaultLoad(stack.addresses.admission, Shape(rate_rps), name="warm", seed=seed).run(_WARM_UP_S)
+        await _settled(lambda: leftovers(stack))
+        await tasks.learn_idle()
         console.print(f"{replicas} replicas up; {minutes:g} minutes of faults, seed {seed}")
         load = FaultLoad(stack.addresses.admission, Shape(rate_rps), name="soak", seed=seed)
         faults = Faults(stack, seed)
@@ -137,7 +147,7 @@ async def soak(minutes: float, seed: int, rate_rps: float, replicas: int, data_d
         watching = asyncio.create_task(memory.watch())
         await asyncio.gather(load.run(seconds), faults.until(time.monotonic() + seconds - 10))
         await stack.wait_for_replicas(replicas, timeout_s=_SETTLE_S)
-        left = await _settled(lambda: leftovers(stack))
+        left = await _settled(lambda: leftovers(stack, tasks))
         for task in (progress, watching):
             task.cancel()
         await asyncio.gather(progress, watching, return_exceptions=True)
@@ -214,7 +224,9 @@ def show(report: Report, console: Console) -> None:
         table.add_row(f"status {name}", str(number))
     table.add_row("duplicated runs", str(report.duplicated_runs))
     for name, value in asdict(report.left).items():
-        table.add_row(f"left: {name.replace('_', ' ')}", str(value))
+        table.add_row(f"left: {name.replace('_', ' ')}", str(sum(value.values()) if name == "tasks" else value))
+    for name, number in report.left.tasks.items():
+        table.add_row(f"left: task of {name}", str(number))
     for one in report.memory:
         table.add_row(
             f"memory of {one.name}, MiB", f"{one.first_mib:.0f} -> {one.last_mib:.0f} in {one.seconds / 60:.1f} min"

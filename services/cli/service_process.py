@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import ctypes
 import os
 import signal
 import sys
@@ -15,12 +14,12 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from services.common.parent_death import ends_with_parent
 from services.common.rpc import open_channel
 
 __all__ = ["ProcessSpec", "ServiceFailedError", "ServiceProcess"]
 
 _TAIL_LINES = 25
-_PR_SET_PDEATHSIG = 1
 _ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -37,11 +36,6 @@ class ProcessSpec:
     address: str
     environment: Mapping[str, str]
     log_path: Path
-
-
-def _die_with_parent() -> None:
-    """Runs in the child before exec: have the kernel send SIGTERM should this process be killed outright."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class ServiceProcess:
@@ -82,7 +76,7 @@ class ServiceProcess:
                 stdout=log,
                 stderr=asyncio.subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+                preexec_fn=ends_with_parent(),
             )
 
     async def wait_healthy(self, timeout_s: float) -> None:

@@ -10,7 +10,7 @@ from services.cli.preload import preload_environment
 from services.cli.service_process import ProcessSpec
 from services.cli.stack_spec import StackSpec
 
-__all__ = ["ROLES", "Addresses", "lay_out", "process_specs", "redis_port"]
+__all__ = ["ROLES", "Addresses", "lay_out", "process_names", "process_specs", "redis_port"]
 
 ROLES = ("planner", "router", "worker", "admission")
 """In the order of starting; the stack stops admission first, then router, worker, planner."""
@@ -42,6 +42,11 @@ def _counts(spec: StackSpec) -> dict[str, int]:
         "worker": spec.num_workers,
         "admission": spec.num_admissions,
     }
+
+
+def process_names(spec: StackSpec) -> list[str]:
+    """Every service's process, without Redis, in the order of starting."""
+    return [f"{role}-{index}" for role in ROLES for index in range(_counts(spec)[role])]
 
 
 def lay_out(spec: StackSpec) -> Addresses:

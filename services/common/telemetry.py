@@ -5,6 +5,7 @@ an endpoint, finished spans go to a bounded local file that `slosctl trace` read
 `services/common/instruments.py`.
 """
 
+import asyncio
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import Span, SpanKind, StatusCode
 
+from services.common.instruments import observe_tasks
 from services.common.span_file import SpanFileExporter
 
 __all__ = [
@@ -72,7 +74,10 @@ def traces_endpoint() -> str | None:
 
 
 def start_telemetry(service: str, instance: str, data_dir: Path) -> Telemetry:
-    """Install the global providers for `service` (such as `admission`), identified by `instance`."""
+    """Install the global providers for `service` (such as `admission`), identified by `instance`.
+
+    Call on the service's event loop: its tasks are measured from here on.
+    """
     resource = Resource.create(
         {"service.name": f"slos-serve-{service}", "service.namespace": "slos-serve", "service.instance.id": instance}
     )
@@ -83,6 +88,7 @@ def start_telemetry(service: str, instance: str, data_dir: Path) -> Telemetry:
     meters = MeterProvider(resource=resource, metric_readers=readers)
     trace.set_tracer_provider(tracers)
     metrics.set_meter_provider(meters)
+    observe_tasks(asyncio.get_running_loop())
     return Telemetry(tracers, meters)
 
 

@@ -25,7 +25,10 @@ class Background:
         self._tasks[name] = asyncio.create_task(work, name=name)
 
     async def until(self, event: "asyncio.Task[Any]", stop: asyncio.Event) -> bool:
-        """Wait for an event, or `stop` (False). Raises the error of the event, or of a task that ended before."""
+        """Wait for an event, or `stop` (False). Raises the error of the event, or of a task that ended before.
+
+        What waits for the event is cancelled where it did not come.
+        """
         stopped = asyncio.create_task(stop.wait(), name="stop")
         try:
             while not event.done() and not stopped.done():
@@ -35,7 +38,9 @@ class Background:
                 event.result()
             return event.done()
         finally:
-            stopped.cancel()
+            for task in (event, stopped):
+                task.cancel()
+            await asyncio.gather(event, stopped, return_exceptions=True)
 
     async def cancel(self, *names: str) -> None:
         """Cancel tasks (all, where none is named) and wait until they have ended."""

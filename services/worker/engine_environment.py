@@ -1,19 +1,17 @@
-"""Environment variables that vLLM reads when it is imported, set from the settings before that."""
+"""Environment variables of an engine: those vLLM reads when it is imported, and those of a CPU engine's allocator."""
 
 import os
 from pathlib import Path
 
 from services.worker.engine_settings import EngineSettings
 
-__all__ = ["prepare_environment"]
+__all__ = ["keep_freed_memory", "prepare_environment"]
 
 
 def prepare_environment(settings: EngineSettings) -> None:
     """Set what vLLM reads from the environment; what the operator has set stays.
 
-    Call before vLLM is imported. A CPU engine's threads are not bound to cores: the services run on the same ones. Its
-    allocator (glibc's, or tcmalloc where it is preloaded) keeps what a large batch freed: given back to the system, the
-    next large batch faults it in again page by page, and takes up to twice as long as when it was profiled.
+    Call before vLLM is imported. A CPU engine's threads are not bound to cores: the services run on the same ones.
     """
     defaults = {
         "VLLM_LOGGING_LEVEL": "ERROR",
@@ -21,9 +19,6 @@ def prepare_environment(settings: EngineSettings) -> None:
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "OMP_NUM_THREADS": str(settings.threads),
-        "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
-        "MALLOC_MMAP_THRESHOLD_": str(32 << 20),  # the largest that glibc takes
-        "TCMALLOC_RELEASE_RATE": "0",
         "TOKENIZERS_PARALLELISM": "false",
         "OTEL_SERVICE_NAME": "slos-serve-engine",  # of the engine process's start-up spans; services name themselves
     }
@@ -33,3 +28,14 @@ def prepare_environment(settings: EngineSettings) -> None:
         os.environ.setdefault(name, value)
     if settings.cpu_threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(settings.cpu_threads)
+
+
+def keep_freed_memory() -> None:
+    """Have the allocator (glibc's, or tcmalloc where it is preloaded) keep what a large batch freed; for CPU engines.
+
+    Given back to the system, the next large batch faults it in again page by page, and takes up to twice as long as
+    when it was profiled. A model on a GPU has its batches there. The engine process inherits it: call before it starts.
+    """
+    os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(1 << 40))
+    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(32 << 20))  # the largest that glibc takes
+    os.environ.setdefault("TCMALLOC_RELEASE_RATE", "0")

@@ -5,6 +5,7 @@ import logging
 
 from redis.exceptions import RedisError
 
+from services.common.errors import SloServeError
 from services.common.stream_reader import StreamReader
 from services.worker.generations import Generations
 from services.worker.intake import Intake
@@ -48,5 +49,5 @@ class Housekeeping:
         try:
             for stream, entry_ids in self._intake.entries.items():
                 await self._reader.keep_alive(stream, entry_ids)
-        except (RedisError, OSError) as error:
+        except (RedisError, SloServeError) as error:
             _log.warning("queue entries are not refreshed: %s", error)

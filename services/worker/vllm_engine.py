@@ -10,7 +10,7 @@ from services.core.perf_model import PerfModel
 from services.core.presets import preset
 from services.worker.engine_api import EngineEnd, EngineInfo, EngineOutput, EngineReport, Submission
 from services.worker.engine_arguments import emulated_arguments, engine_info, special_ids_of, vllm_arguments
-from services.worker.engine_environment import prepare_environment
+from services.worker.engine_environment import keep_freed_memory, prepare_environment
 from services.worker.engine_settings import EngineSettings
 from services.worker.hook_config import EmulationTerms, HookConfig, model_terms
 from services.worker.hook_mirror import HookMirror
@@ -168,6 +168,8 @@ class VllmEngine:
             pausing=self._settings.pausing,
         )
         on_cpu = bool(current_platform.is_cpu())
+        if on_cpu:
+            keep_freed_memory()
         config = await self._launch(vllm_arguments(self._settings, hook, on_cpu), False)
         hardware = processor_name() if on_cpu else str(current_platform.get_device_name())
         self._profile = await load_or_measure(self, self._settings, config, hardware)

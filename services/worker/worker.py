@@ -141,10 +141,7 @@ class Worker:
 
         Raises what went wrong: a lost engine, another worker with this name.
         """
-        starting = asyncio.create_task(self.start(), name="start")
-        if not await self._background.until(starting, stop):
-            starting.cancel()
-            await asyncio.gather(starting, return_exceptions=True)
+        if not await self._background.until(asyncio.create_task(self.start(), name="start"), stop):
             return
         on_ready(self.port)
         await self._background.until(asyncio.create_task(self._drain_begun.wait(), name="drain begun"), stop)

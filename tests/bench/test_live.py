@@ -2,11 +2,15 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
+from bench import live
 from bench.gpu import found_hardware
 from bench.live_jobs import Conversations, Scale, live_jobs
 from bench.live_report import Measured, attainment_plot, point_json, table
@@ -154,3 +158,44 @@ def test_without_a_gpu_the_result_is_named_after_what_ran(monkeypatch: pytest.Mo
     emulated, cpu = found_hardware("emulated"), found_hardware("cpu")
     assert (emulated.gpu, emulated.label) == (None, "none-emulated")
     assert (cpu.gpu, cpu.label) == (None, "none-cpu")
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the measurements that the command begins, none of which runs."""
+    names: list[str] = []
+    monkeypatch.setattr(live, "run_interruptible", lambda work: (names.append(work.__name__), work.close()))
+    return names
+
+
+def run_live(*options: str) -> tuple[int, str]:
+    app = typer.Typer()
+    app.command("live")(live.main)
+    result = CliRunner().invoke(app, options)
+    return result.exit_code, " ".join(re.sub("[^a-z0-9:-]+", " ", result.output).split())
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        *("--rates=1", "--window=1", "--seconds=60", "--repetitions=1"),
+        *("--length-divisor=4", "--tpot-factor=1", "--stage-tokens=800", "--traces=somewhere"),
+    ],
+)
+def test_saturate_refuses_what_it_would_ignore_even_at_its_default(option: str, started: list[str]) -> None:
+    status, text = run_live("--saturate", option)
+    assert (status, started) == (2, [])
+    assert f"it takes no {option.partition('=')[0]}" in text
+
+
+def test_saturate_names_all_that_it_refuses(started: list[str]) -> None:
+    status, text = run_live("--saturate", "--seconds=30", "--length-divisor=8")
+    assert (status, started) == (2, [])
+    assert "it takes no --seconds --length-divisor" in text
+
+
+def test_saturate_takes_what_it_heeds(started: list[str]) -> None:
+    options = ("--engine=vllm", "--shape=smollm2-135m", "--scenario=chatbot", "--seed=2", "--async-scheduling")
+    assert run_live("--saturate", *options)[0] == 0
+    assert run_live("--seconds=30", "--length-divisor=8")[0] == 0
+    assert started == ["saturate", "_live"]

@@ -5,12 +5,15 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from services.cli.stack import LocalStack
+from bench.fault_load import FaultLoad, Shape
+from bench.task_watch import TaskWatch
+from services.cli.stack_layout import process_names
 from services.cli.stack_spec import StackSpec
+from tests.faults.waiting import WatchedStack, nothing_left
 
 
 @pytest_asyncio.fixture(scope="package", loop_scope="package")
-async def fleet(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalStack]:
+async def fleet(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[WatchedStack]:
     spec = StackSpec(
         data_dir=tmp_path_factory.mktemp("faults"),
         engine="emulated",
@@ -20,5 +23,8 @@ async def fleet(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Local
         num_routers=2,
         drain_grace_s=20,
     )
-    async with LocalStack(spec) as stack:
+    async with TaskWatch(process_names(spec)) as tasks, WatchedStack(spec, tasks) as stack:
+        await FaultLoad(stack.addresses.admission, Shape(rate_rps=5.0), name="warm").run(3.0)
+        await nothing_left(stack, watched=False)
+        await tasks.learn_idle()
         yield stack

@@ -30,6 +30,7 @@ from services.common.instruments import admission_instruments
 from services.common.request_store import RequestStore
 from services.common.rpc import RpcServer, open_channel
 from tests.services.admission.world import ScriptedRouter, ScriptedWorker, World
+from tests.tasks import no_task_left
 
 ROOT = Path(__file__).parents[3]
 MODEL = ROOT / "models" / "tiny"
@@ -103,7 +104,7 @@ class _Stack:
 
 @pytest.fixture
 async def world(admission_redis: EmbeddedRedis, catalogue: Catalogue, tokens: ModelTokens) -> AsyncIterator[World]:
-    async with AsyncExitStack() as cleanup:
+    async with no_task_left(), AsyncExitStack() as cleanup:
         redis = await connect(admission_redis.url)
         cleanup.push_async_callback(redis.aclose)
         await redis.flushall()

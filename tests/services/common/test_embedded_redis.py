@@ -1,7 +1,10 @@
 import asyncio
 import socket
+import sys
+import threading
 from pathlib import Path
 
+import psutil
 import pytest
 
 from protos import types_pb2
@@ -74,6 +77,41 @@ def test_a_taken_port_is_named_in_the_error(tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         with pytest.raises(EmbeddedRedisError, match=str(port)):
             EmbeddedRedis(tmp_path / "redis", port=port).start()
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from services.common.embedded_redis import EmbeddedRedis
+
+server = EmbeddedRedis(Path(sys.argv[1]))
+server.start()
+print(server.pid, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel is asked to end it, which is Linux's")
+async def test_it_ends_with_a_killed_parent(tmp_path: Path) -> None:
+    parent = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", HOLDER, str(tmp_path)), stdout=asyncio.subprocess.PIPE
+    )
+    assert parent.stdout is not None
+    server = psutil.Process(int(await parent.stdout.readline()))
+    assert server.is_running()
+    parent.kill()
+    _, alive = await asyncio.to_thread(psutil.wait_procs, [server], timeout=20)
+    assert not alive
+
+
+async def test_it_outlives_the_thread_that_started_it(tmp_path: Path) -> None:
+    server = EmbeddedRedis(tmp_path / "redis")
+    thread = threading.Thread(target=server.start)
+    thread.start()
+    await asyncio.to_thread(thread.join)
+    _, alive = await asyncio.to_thread(psutil.wait_procs, [psutil.Process(server.pid)], timeout=0.5)
+    assert alive
+    server.stop()
 
 
 async def test_an_absent_redis_is_named_without_its_password() -> None:

@@ -17,6 +17,7 @@ from services.planner.compose import compose
 from services.planner.fleet import Fleet
 from services.planner.promises import PlanRun
 from services.planner.settings import PlannerSettings
+from tests.tasks import no_task_left
 
 WAIT_S = 5.0
 
@@ -115,6 +116,12 @@ CATALOGUE = Catalogue.model_validate(
 
 @pytest.fixture
 async def planner() -> AsyncIterator[RunningPlanner]:
+    async with no_task_left(), running_planner() as running:
+        yield running
+
+
+@asynccontextmanager
+async def running_planner() -> AsyncIterator[RunningPlanner]:
     clock, runs, outcomes = Clock(), list[PlanRun](), list[Outcome]()
     server = RpcServer("127.0.0.1:0")
     channel = open_channel(f"127.0.0.1:{server.port}")

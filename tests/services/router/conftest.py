@@ -4,6 +4,7 @@ The index of the fleet is one for all: these tests have a server of their own, e
 """
 
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from services.common.rpc import RpcServer, open_channel
 from services.router.compose import compose
 from services.router.settings import RouterSettings
 from tests.services.router.world import ScriptedPlanner, World
+from tests.tasks import no_task_left
 
 CATALOGUE = Path(__file__).parents[3] / "deploy" / "slos.yaml"
 
@@ -30,6 +32,12 @@ def router_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedR
 
 @pytest.fixture
 async def world(router_redis: EmbeddedRedis) -> AsyncIterator[World]:
+    async with no_task_left(), running_world(router_redis) as running:
+        yield running
+
+
+@asynccontextmanager
+async def running_world(router_redis: EmbeddedRedis) -> AsyncIterator[World]:
     redis = await connect(router_redis.url)
     await redis.flushall()
     planner, planner_server = ScriptedPlanner(), RpcServer("127.0.0.1:0")

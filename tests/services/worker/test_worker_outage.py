@@ -3,10 +3,13 @@
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from protos import types_pb2
 from services.common.broker import connect
 from services.common.embedded_redis import EmbeddedRedis
 from services.common.request_record import RequestState
+from services.worker import housekeeping
 from tests.services.worker.worker_world import eventually, running_world
 
 
@@ -73,4 +76,22 @@ async def test_outages_are_no_deliveries_of_what_runs(unique: str, tmp_path: Pat
             world.engine.step(3)
             assert len(await world.listener.tokens(unique, 4)) == 4
             assert unique not in world.listener.ended
+        await redis.aclose()
+
+
+async def test_a_worker_survives_that_its_entries_cannot_be_refreshed(
+    unique: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(housekeeping, "_ROUND_S", 0.01)  # so that a refresh falls into the outage
+    with EmbeddedRedis(tmp_path / "redis", appendfsync="always") as server:
+        redis = await connect(server.url)
+        async with running_world(redis, server.url, unique, tmp_path) as world:
+            await world.submit(world.request(unique))
+            await world.engine.until_running(unique)
+            await asyncio.to_thread(server.kill)
+            await eventually(lambda: world.serving.done() or "queue entries are not refreshed" in caplog.text)
+            await asyncio.to_thread(server.start)
+            world.engine.step(3)
+            await world.until_recorded(unique, state="finished")
+            assert not world.serving.done()
         await redis.aclose()

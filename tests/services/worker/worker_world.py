@@ -1,7 +1,7 @@
 """A worker over real Redis and real gRPC whose engine is scripted, a listening admission process, and a planner."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ from services.worker.engine_api import Engine
 from services.worker.settings import WorkerSettings
 from services.worker.worker import Worker
 from tests.services.worker.scripted_engine import ScriptedEngine
+from tests.tasks import no_task_left
 
 CATALOGUE = Catalogue.model_validate({"tiers": {"tight": 50, "loose": 100}, "applications": {}})
 
@@ -203,6 +204,20 @@ async def running_world(
     engine_of: Callable[[WorkerSettings], Engine] = lambda _: ScriptedEngine(),
     clock: Clock | None = None,
     **changes: Any,
+) -> AsyncIterator[World]:
+    async with no_task_left(), _running_world(redis, redis_url, unique, tmp_path, engine_of, clock, changes) as world:
+        yield world
+
+
+@asynccontextmanager
+async def _running_world(
+    redis: Redis,
+    redis_url: str,
+    unique: str,
+    tmp_path: Path,
+    engine_of: Callable[[WorkerSettings], Engine],
+    clock: Clock | None,
+    changes: Mapping[str, Any],
 ) -> AsyncIterator[World]:
     planner, planner_server = ListeningPlanner(), RpcServer("127.0.0.1:0")
     planner_pb2_grpc.add_PlannerServicer_to_server(planner, planner_server.grpc)
