@@ -194,6 +194,7 @@ class WorkerInstruments:
     queue_duration_s: Histogram
     ended: Counter
     preemptions: Counter
+    pauses: Counter
     demotions: Counter
 
 
@@ -214,5 +215,8 @@ def worker_instruments(meter: Meter | None = None) -> WorkerInstruments:
             "slos_serve.engine.requests", description="Requests that ended, by finish reason and missed SLO"
         ),
         preemptions=m.create_counter("slos_serve.engine.preemptions", description="Requests that lost their KV blocks"),
+        pauses=m.create_counter(
+            "slos_serve.engine.pauses", description="Preemptions of promised decoders that were far ahead"
+        ),
         demotions=m.create_counter("slos_serve.engine.demotions", description="Requests moved to best effort"),
     )

@@ -166,7 +166,7 @@ class EngineReport:
     waiting: int
     best_effort: int
     best_effort_prefill_tokens: int  # of best-effort requests not yet prefilled
-    preemptions: int
+    preemptions: int  # so far
     token_budget: int  # of the last batch
     batches: tuple[tuple[BatchShape, float], ...] = field(default=())  # executed since the last report, with seconds
     perf_model: PerfModel | None = None  # when it changed
@@ -174,6 +174,7 @@ class EngineReport:
     demoted: tuple[RequestDecision, ...] = ()  # their promises cannot be kept any more
     decided: tuple[RequestDecision, ...] = ()
     released_ids: tuple[str, ...] = ()  # their first tokens need not be held
+    pauses: int = 0  # so far: preemptions of promised decoders that were far ahead
 
 
 class Engine(Protocol):

@@ -64,6 +64,7 @@ class HookMirror:
             demoted=demoted,
             decided=decided,
             released_ids=tuple(released),
+            pauses=message.pauses,
             acceptance=message.acceptance,
         )
         self._last = report

@@ -25,6 +25,7 @@ class Pauses:
 
     def __init__(self, rule: PauseRule | None) -> None:
         self._rule = rule
+        self.count = 0  # of pauses so far
         self._resting: dict[str, tuple[TrackedRequest, int]] = {}  # with its tier
 
     def __len__(self) -> int:
@@ -36,6 +37,7 @@ class Pauses:
     def pause(self, request: TrackedRequest, tier: int) -> None:
         """A request has lost its blocks and waits."""
         self._resting[request.key] = request, tier
+        self.count += 1
 
     def discard(self, request: TrackedRequest) -> None:
         """It goes on (the engine may have taken it up by itself), ended, or has no promise any more."""

@@ -65,6 +65,7 @@ class Reporter:
             tuple(self._decided(decided) for decided in hook.pending.take_decided()),
             hook.hold.take_released(),
             hook.speculation.take_acceptance() if hook.speculation.enabled else None,
+            hook.pauses.count,
         )
         hook.changed.clear()
         hook.gone.clear()

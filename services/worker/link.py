@@ -108,7 +108,7 @@ class ReportMessage(msgspec.Struct, frozen=True, array_like=True):
     `decoding` are the columns of all decoding requests, int64 and float64 in native order: number, computed tokens,
     output tokens, tokens still expected, deadline of the next token. `removed` and `released` are numbers. `batches`
     are rows of (tokens, context_tokens, requests, draft_steps, seconds). `acceptance` are the estimated rates of draft
-    tokens by application, where one changed.
+    tokens by application, where one changed. `pauses` are those of `preemptions` that were promised decoders far ahead.
     """
 
     seq: int
@@ -135,6 +135,7 @@ class ReportMessage(msgspec.Struct, frozen=True, array_like=True):
     decided: tuple[DecidedEntry, ...] = ()
     released: tuple[int, ...] = ()
     acceptance: dict[str, float] | None = None
+    pauses: int = 0
 
 
 class LinkPath:

@@ -14,6 +14,7 @@ class Measure:
         self._instruments = instruments
         self._replica = {"slos_serve.replica": replica_id}
         self._preemptions = 0
+        self._pauses = 0
 
     def report(self, report: EngineReport) -> None:
         """The scheduler's newest report."""
@@ -23,6 +24,9 @@ class Measure:
         if report.preemptions > self._preemptions:
             self._instruments.preemptions.add(report.preemptions - self._preemptions, self._replica)
         self._preemptions = report.preemptions
+        if report.pauses > self._pauses:
+            self._instruments.pauses.add(report.pauses - self._pauses, self._replica)
+        self._pauses = report.pauses
         if report.demoted:
             self._instruments.demotions.add(len(report.demoted), self._replica)
 
