@@ -70,6 +70,7 @@ def main(
     kv_blocks: Annotated[int, typer.Option(help="0: the preset's; -1: unlimited")] = 0,
     replicas: Annotated[int, typer.Option(min=1)] = 1,
     depth: Annotated[int, typer.Option(min=1, max=2, help="batches in flight")] = 1,
+    guess: Annotated[float, typer.Option(min=0, help="jobs/s to look at first; 0: the rate of the trace")] = 0.0,
     scenarios: Annotated[Path, typer.Option(help="scenario file")] = SCENARIOS,
     traces: Annotated[Path, typer.Option(help="directory of traces")] = TRACES,
     results: Annotated[Path, typer.Option(help="where results are written")] = RESULTS,
@@ -96,7 +97,7 @@ def main(
         settings = {"metric": metric, "kv_blocks": kv, "replicas": replicas, "depth": depth, "precision": 0.03}
         book = ResultBook(results, label or f"capacity-{preset_name}-kv{kv}-{metric}", settings, chosen, fresh=fresh)
         for workload in workloads:
-            for row in _measure(laboratory, members, workload, judge, console):
+            for row in _measure(laboratory, members, workload, judge, console, guess or None):
                 book.add(row.as_json())
     except (ScenarioError, WorkloadError, UnknownSystemError, UnknownPresetError) as error:
         raise typer.BadParameter(str(error)) from None
@@ -107,9 +108,13 @@ def main(
 
 
 def _measure(
-    laboratory: Laboratory, members: Sequence[System], workload: Workload, judge: Metric, console: Console
+    laboratory: Laboratory,
+    members: Sequence[System],
+    workload: Workload,
+    judge: Metric,
+    console: Console,
+    guess: float | None,
 ) -> Iterable[Row]:
-    guess: float | None = None
     for system in members:
         capacity = find_capacity(laboratory, system, workload, judge, guess)
         guess = capacity.rate or guess
