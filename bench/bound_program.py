@@ -39,7 +39,7 @@ class BoundShape:
 
     interval_s: float = 0.25
     coarse: int = 4
-    paces: tuple[float, ...] = (1.0, 0.8, 0.6)
+    paces: tuple[float, ...] = (1.0, 0.7, 0.5, 0.35, 0.25)
     starts: tuple[float, ...] = (0.0, 0.5, 1.0)
 
 

@@ -25,6 +25,7 @@ from rich.table import Table
 
 from bench.fault_load import Answer, FaultLoad, Shape, tally
 from bench.fault_state import Leftovers, leftovers
+from bench.metrics import quantile
 from bench.task_watch import TaskWatch
 from protos import admission_pb2, admission_pb2_grpc, types_pb2
 from services.cli.stack import LocalStack
@@ -47,7 +48,7 @@ _STREAMS_PER_CHANNEL = 1000
 
 @dataclass(frozen=True, slots=True)
 class Wave:
-    """One wave of load and what became of it."""
+    """One wave of load and what became of it. `shed_by` counts the refusals by reason; `delays_ms`: p10, p50, p90."""
 
     name: str
     counts: dict[str, int]
@@ -55,7 +56,8 @@ class Wave:
     kept: int
     shed: int
     shed_with_delay: int
-    delay_p50_ms: float
+    shed_by: dict[str, int]
+    delays_ms: tuple[float, float, float]
     longest_s: float
 
 
@@ -114,7 +116,8 @@ def _judge(name: str, answers: list[Answer], seconds: float) -> Wave:
         kept=sum(a.finished is not None and a.finished.met for a in promised),
         shed=len(shed),
         shed_with_delay=len(delays),
-        delay_p50_ms=delays[len(delays) // 2] if delays else 0.0,
+        shed_by=dict(Counter(a.error.reason.value for a in shed if a.error is not None)),
+        delays_ms=(quantile(delays, 0.1), quantile(delays, 0.5), quantile(delays, 0.9)),
         longest_s=seconds,
     )
 
@@ -212,16 +215,34 @@ async def flood(replicas: int, streams: int, seconds: float, data_dir: Path, con
 def show(report: Report, console: Console) -> None:
     """The tables."""
     table = Table(title="flood", title_justify="left", box=None)
-    for header in ("wave", "requests", "complete", "promised", "kept", "shed", "with a delay", "delay p50", "failed"):
+    for header in (
+        "wave",
+        "requests",
+        "complete",
+        "promised",
+        "kept",
+        "shed",
+        "with a delay",
+        "p10/p50/p90 ms",
+        "failed",
+    ):
         table.add_column(header, justify="right")
     for wave in report.waves:
         counts = wave.counts
         table.add_row(
             wave.name,
             *(str(number) for number in (counts["requests"], counts["complete"], wave.promised, wave.kept)),
-            *(str(wave.shed), str(wave.shed_with_delay), f"{wave.delay_p50_ms:.0f} ms", str(counts["failed"])),
+            *(
+                str(wave.shed),
+                str(wave.shed_with_delay),
+                "/".join(f"{ms:.0f}" for ms in wave.delays_ms),
+                str(counts["failed"]),
+            ),
         )
     console.print(table)
+    for wave in report.waves:
+        if wave.shed:
+            console.print(f"{wave.name}, turned away: {wave.shed_by}", highlight=False)
     console.print(f"slow readers with a whole answer: {report.slow_complete} of {report.slow}", highlight=False)
     console.print(f"{report.streams} open streams: {report.streams_ended}", highlight=False)
     for name, (first, highest, last) in report.memory_mib.items():
