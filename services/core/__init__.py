@@ -21,8 +21,8 @@ Everything else asks it:
 Around them: `slo` (stages, tiers, deadlines), `stages` (where a stage ends, from token ids alone), `verdict` (when an
 answer becomes a promise), `lost` (promises that no plan can keep any more), `duration_cap` (how long batches may last),
 `floors` (who must not pay for everybody), `speculation` and `drafts` (tokens verified per step and tier), `lengths`
-(output forecasts), `pausing` (which decoders can do without their memory for a while), `placement` (which replica to ask
-first), `best_effort` (what waits without a promise).
+(output forecasts), `pausing` (which decoders can do without their memory for a while), `placement` (which replica to
+ask first), `best_effort` (what waits without a promise).
 
 `columns` and `problem` hold the struct-of-arrays form that the compiled kernels read, `compiled` is the door to numba,
 `warm` compiles ahead, `roofline` is the arithmetic that kernels and plain Python share, `nnls` the solver of `fit`,
