@@ -22,7 +22,7 @@ from services.core.drafts import late_decoders, with_draft_lengths, without_draf
 from services.core.explain import constraint_of, found_causes
 from services.core.problem import Problem, problem_of, with_spend
 from services.core.simulate import IN_TIME
-from services.core.view import PlanSettings, Prefill, ReplicaView
+from services.core.view import SERVING_ORDER, PlanSettings, Prefill, ReplicaView
 
 __all__ = ["Decision", "Decisions", "Plan", "Policy", "decide", "plan_for"]
 
@@ -126,13 +126,14 @@ def plan_for(view: ReplicaView, candidates: Sequence[Prefill], policy: Policy, s
     """Solve; where draft lengths are to be chosen, for everything asked and again for what that kept, and without."""
     asked = [p for p in (*view.prefills, *candidates) if p.tier >= 0 and not p.promised]
     held = [p for p in view.prefills if p.tier >= 0 and p.promised]
-    items = sorted([*held, *asked], key=lambda p: (p.deadline_s, p.id))
+    items = sorted([*held, *asked], key=SERVING_ORDER)
     columns = columns_of(view.decoders)
     drafting = with_draft_lengths(settings, view.model, columns, items)
     plan = _solved(view, columns, items, asked, policy, drafting)
+    if drafting is settings:
+        return plan
     kept = [item for item, standing in zip(items, plan.solution.standing.tolist(), strict=True) if standing]
-    fine = len(kept) == len(items) and plan.solution.base_feasible and not late_decoders(plan.problem)
-    if drafting is settings or fine:
+    if len(kept) == len(items) and plan.solution.base_feasible and not late_decoders(plan.problem):
         return plan
     tried = {drafting.verify_tokens}
     for other in (with_draft_lengths(settings, view.model, columns, kept), without_drafts(drafting)):

@@ -18,7 +18,7 @@ from services.core.feasibility import behind, settle
 from services.core.filling import Filling
 from services.core.problem import Problem, problem_of, with_spend
 from services.core.skipping import rows_to_skip, without_rows
-from services.core.view import PlanSettings, Prefill, ReplicaView
+from services.core.view import SERVING_ORDER, PlanSettings, Prefill, ReplicaView
 
 __all__ = ["BatchLimit", "BatchPlan", "Chunk", "form_batch"]
 
@@ -30,7 +30,7 @@ def form_batch(view: ReplicaView, settings: PlanSettings) -> BatchPlan:
     that plain decoding keeps, the batch goes without.
     """
     columns = columns_of(view.decoders)
-    queue = sorted((p for p in view.prefills if p.tier >= 0), key=lambda p: (p.deadline_s, p.id))
+    queue = sorted([p for p in view.prefills if p.tier >= 0], key=SERVING_ORDER)
     settings = with_draft_lengths(settings, view.model, columns, queue)
     drafting = max(settings.verify_tokens, default=1) > 1
     if not queue:  # nothing to simulate: the decoders, and best effort in what they leave

@@ -28,6 +28,7 @@ class OnTier(NamedTuple):
     number: int
     context_tokens: int
     due_s: float  # the earliest next deadline; infinite without requests
+    tpots_s: list[float]  # the tightest TPOT of each tier; infinite on an empty one
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,7 +53,10 @@ class DecoderColumns(Sequence[Decoder]):
             everything = len(rows) == len(self.ids)
             context = self.context_tokens if everything else self.context_tokens[rows]
             due = self.next_deadline_s if everything else self.next_deadline_s[rows]
-            found = OnTier(rows, len(rows), int(context.sum()), float(due.min(initial=math.inf)))
+            tier = self.tier if everything else self.tier[rows]
+            tpots_s = np.full(1 + int(tier.max(initial=-1)), np.inf)
+            np.minimum.at(tpots_s, tier, self.tpot_s if everything else self.tpot_s[rows])
+            found = OnTier(rows, len(rows), int(context.sum()), float(due.min(initial=math.inf)), tpots_s.tolist())
             object.__setattr__(self, "_on_tier", found)
         return found
 
@@ -117,10 +121,11 @@ def columns_of(decoders: Sequence[Decoder]) -> DecoderColumns:
 
 def queue_of(prefills: Sequence[Prefill]) -> Queue:
     """The columns of prefills, in the order given."""
+    computed = np.array([p.computed_tokens for p in prefills], np.int64)
     return Queue(
         np.array([p.deadline_s for p in prefills], np.float64),
-        np.array([p.remaining_tokens for p in prefills], np.int64),
-        np.array([p.computed_tokens for p in prefills], np.int64),
+        np.maximum(1, np.array([p.prompt_tokens for p in prefills], np.int64) - computed),
+        computed,
         np.array([p.tier for p in prefills], np.int64),
         np.array([p.output_tokens for p in prefills], np.int64),
         np.array([p.promised for p in prefills], np.bool_),
@@ -130,13 +135,13 @@ def queue_of(prefills: Sequence[Prefill]) -> Queue:
 
 def tiers_of(columns: DecoderColumns, prefills: Sequence[Prefill], settings: PlanSettings) -> TierColumns:
     """One row per tier in use. A tier is planned at the tightest TPOT of its members."""
-    count = 1 + max(int(columns.tier.max(initial=-1)), max((p.tier for p in prefills), default=-1), 0)
-    tpot = np.full(count, np.inf)
-    rows = columns.on_tier.rows
-    np.minimum.at(tpot, columns.tier[rows], columns.tpot_s[rows])
+    running = columns.on_tier.tpots_s
+    count = max(1, len(running), 1 + max((p.tier for p in prefills), default=-1))
+    tpot = [*running, *[math.inf] * (count - len(running))]
     for prefill in prefills:
-        if prefill.tier >= 0:
-            tpot[prefill.tier] = min(tpot[prefill.tier], prefill.tpot_s)
-    verify = np.array([settings.verify(tier) for tier in range(count)], np.int64)
-    gain = np.array([expected_tokens(int(verify[t]), settings.acceptance_rate(t)) for t in range(count)])
-    return TierColumns(tpot, verify, gain)
+        tier = prefill.tier
+        if tier >= 0 and prefill.tpot_s < tpot[tier]:
+            tpot[tier] = prefill.tpot_s
+    verify = [settings.verify(tier) for tier in range(count)]
+    gain = [expected_tokens(verify[tier], settings.acceptance_rate(tier)) for tier in range(count)]
+    return TierColumns(np.array(tpot), np.array(verify, np.int64), np.array(gain))

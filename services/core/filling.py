@@ -44,13 +44,16 @@ class Filling:
         all_on_tier = len(on_tier) == len(columns)
         self.decode_ids = columns.ids if all_on_tier else [columns.ids[row] for row in on_tier.tolist()]
         self.best_effort_rows = () if all_on_tier else np.nonzero(columns.tier < 0)[0].tolist()
-        verify = self.tiers.verify[columns.tier[on_tier]]
-        self.tokens = int(verify.sum())
-        self.draft = int(verify.max(initial=1)) - 1
         self.requests = columns.on_tier.number
+        verify: Ints | None = None  # tokens of each decoder; None: one each
+        if max(settings.verify_tokens, default=1) > 1:
+            verify = tiers.verify[columns.tier[on_tier]]
+        self.tokens = self.requests if verify is None else int(verify.sum())
+        self.draft = 0 if verify is None else int(verify.max(initial=1)) - 1
         self.context = columns.on_tier.context_tokens
         self.due_s = columns.on_tier.due_s
-        self.free_blocks = view.free_blocks - self._new_blocks(on_tier)
+        before = columns.context_tokens if all_on_tier else columns.context_tokens[on_tier]
+        self.free_blocks = view.free_blocks - self._new_blocks(before, 1 if verify is None else verify)
         self.missing_blocks = max(0, -self.free_blocks)
         self.seats = view.max_num_seqs - len(columns) - len(skipped_ids) - sum(p.started for p in view.prefills)
 
@@ -132,12 +135,10 @@ class Filling:
         self._take(tokens, prefill.computed_tokens)
         return Chunk(prefill.id, tokens)
 
-    def _new_blocks(self, rows: Ints) -> int:
-        """KV blocks the decoders of `rows` need for their next tokens."""
+    def _new_blocks(self, before: Ints, verify: Ints | int) -> int:
+        """KV blocks that decoders of `before` tokens need for their next ones."""
         size = self.view.block_size
-        before = self.columns.context_tokens[rows]
-        after = before + self.tiers.verify[self.columns.tier[rows]]
-        return int((-(-after // size) + (-before // size)).sum())
+        return int((-(-(before + verify) // size) + (-before // size)).sum())
 
     def _room(self, limit_s: float, context: int) -> int:
         most = tokens_within(self.coef, limit_s + EPS_S, self.context + context, self.requests + 1, self.draft)

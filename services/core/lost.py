@@ -34,15 +34,23 @@ def _lost_prefills(view: ReplicaView) -> dict[str, Constraint]:
     if not promised:
         return {}
     beside = columns_of(view.decoders).on_tier
+    largest = BatchShape(
+        beside.number + max(prefill.prompt_tokens for prefill in promised),
+        beside.context_tokens + max(prefill.computed_tokens for prefill in promised),
+        beside.number + 1,
+    )
+    enough_s = (1 - _DOUBT) * view.model.seconds(largest) - view.model.margin_s
     lost: dict[str, Constraint] = {}
     for prefill in promised:
+        left_s = prefill.deadline_s - view.start_s
+        if left_s >= enough_s:  # for any of them
+            continue
         shape = BatchShape(
             beside.number + prefill.remaining_tokens,
             beside.context_tokens + prefill.computed_tokens,
             beside.number + 1,
         )
         alone_s = view.model.seconds(shape)
-        left_s = prefill.deadline_s - view.start_s
         if (1 - _DOUBT) * alone_s - view.model.margin_s > left_s:
             lost[prefill.id] = Constraint(
                 ConstraintKind.HOPELESS, alone_s, left_s, "s", view.now_s, prefill.deadline_s, prefill.tier, prefill.id

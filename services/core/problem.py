@@ -99,7 +99,7 @@ def _held_elsewhere(view: ReplicaView, columns: DecoderColumns) -> int:
     """Blocks in use by nothing in the view, for instance the KV of sessions between two rounds."""
     size = view.block_size
     known = int((-(-columns.context_tokens // size)).sum())
-    known += sum(-(-p.computed_tokens // size) for p in view.prefills)
+    known += sum(-(-p.computed_tokens // size) for p in view.prefills if p.computed_tokens)
     return max(0, view.total_blocks - view.free_blocks - known)
 
 

@@ -22,7 +22,7 @@ def rows_to_skip(problem: Problem, columns: DecoderColumns, late_row: int) -> In
     """
     queue, tiers = problem.queue, problem.tiers
     room_s = float(queue.deadline[late_row]) - problem.limits.margin_s - problem.start_s
-    rows = np.nonzero(columns.tier >= 0)[0]
+    rows = columns.on_tier.rows
     if room_s <= 0 or len(rows) == 0:
         return rows[:0]
     verify = tiers.verify[columns.tier[rows]]
@@ -31,12 +31,14 @@ def rows_to_skip(problem: Problem, columns: DecoderColumns, late_row: int) -> In
     requests = len(rows) + late_row + 1
     wanted = tokens + int(queue.remaining[: late_row + 1].sum())
     lacking = wanted - tokens_within(problem.coef, room_s, context, requests, draft)
+    if lacking <= 0:
+        return rows[:0]
     next_batch_s = seconds(problem.coef, tokens, context, len(rows), draft)
     slack = columns.next_deadline_s[rows] - problem.start_s - problem.limits.margin_s
     loosest_first = np.argsort(-slack, kind="stable")
     can_wait = loosest_first[slack[loosest_first] >= room_s + next_batch_s]
     freed = np.cumsum(verify[can_wait])
-    if lacking <= 0 or len(freed) == 0 or freed[-1] < lacking:
+    if len(freed) == 0 or freed[-1] < lacking:
         return rows[:0]
     return rows[can_wait[: int(np.searchsorted(freed, lacking)) + 1]]
 

@@ -102,7 +102,7 @@ def solve(
             kept = moore_hodgson(fluid, False, standing, hopeful, causes, late_by_s, give_up)
             if give_up <= kept.weight < total:
                 kept = fill_in(fluid, False, kept, hopeful, late_by_s, cheapest_first(problem))
-                if kept.weight < total and small:
+                if 0 < kept.weight < total and small:  # of nothing kept, no candidate fits even by itself
                     kept = heavier(kept, fill_in(fluid, False, nothing, hopeful, late_by_s, order))
         if (fine and not best_fine) or kept.weight > best.weight:
             best, best_cap, best_fine = kept, caps_s[i], fine

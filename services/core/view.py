@@ -6,6 +6,7 @@ Tiers are indices: 0..n-1 as configured, `BEST_EFFORT_TIER` (-1) for work withou
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 
 from services.core.errors import BadViewError
 from services.core.perf_model import PerfModel
@@ -14,6 +15,7 @@ from services.core.speculation import MAX_VERIFY_TOKENS
 __all__ = [
     "BEST_EFFORT_TIER",
     "EARLY_SPEND",
+    "SERVING_ORDER",
     "Decoder",
     "PlanSettings",
     "Prefill",
@@ -71,6 +73,10 @@ class Prefill:
     def remaining_tokens(self) -> int:
         """Prompt tokens still to compute; at least 1, because the last one yields the first output token."""
         return max(1, self.prompt_tokens - self.computed_tokens)
+
+
+SERVING_ORDER = attrgetter("deadline_s", "id")
+"""Sort key of prefills: by deadline, equal ones by id."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ from services.worker.hook_request import TrackedRequest
 
 __all__ = ["DecoderTable"]
 
-_INT_COLUMNS = ("tier", "number", "tokens", "context", "outputs", "forecast", "max_tokens", "application")
+_GROWING = ("tokens", "context", "outputs")
+_INT_COLUMNS = (*_GROWING, "tier", "number", "forecast", "max_tokens", "application")
 _FLOAT_COLUMNS = ("anchor_s", "tpot_s")
 
 
@@ -16,8 +17,9 @@ class DecoderTable:
     """Decoding requests in the order they started. While a request is in here, its counts live here."""
 
     def __init__(self, capacity: int) -> None:
-        self._ints = {name: np.zeros(capacity, np.int64) for name in _INT_COLUMNS}
-        self._floats = {name: np.zeros(capacity, np.float64) for name in _FLOAT_COLUMNS}
+        self._hold(
+            np.zeros((len(_INT_COLUMNS), capacity), np.int64), np.zeros((len(_FLOAT_COLUMNS), capacity), np.float64)
+        )
         self.keys: list[str] = []
         self.key_set: set[str] = set()
         self.requests: list[TrackedRequest] = []
@@ -83,8 +85,8 @@ class DecoderTable:
         self.sync(request)
         row = self.keys.index(request.key)
         size = len(self.keys)
-        for column in (*self._ints.values(), *self._floats.values()):
-            column[row : size - 1] = column[row + 1 : size]
+        for block in self._blocks:
+            block[:, row : size - 1] = block[:, row + 1 : size]
         del self.keys[row]
         self.key_set.discard(request.key)
         del self.requests[row]
@@ -93,14 +95,12 @@ class DecoderTable:
     def advance(self, scheduled: slice | NDArray[np.bool_]) -> None:
         """One more token is in flight for the scheduled rows."""
         self._columns = None
-        for name in ("tokens", "context", "outputs"):
-            self.ints(name)[scheduled] += 1
+        self._growing[:, : len(self.keys)][:, scheduled] += 1
 
     def accept(self, rows: list[int], accepted: list[int]) -> None:
         """Rows whose last step yielded more than one token: by how many more."""
         self._columns = None
-        for name in ("tokens", "context", "outputs"):
-            self.ints(name)[rows] += np.array(accepted, np.int64)
+        self._growing[:, rows] += np.array(accepted, np.int64)
 
     @property
     def due_s(self) -> Floats:
@@ -134,6 +134,12 @@ class DecoderTable:
         self._floats["tpot_s"][row] = request.tpot_s
 
     def _grow(self) -> None:
-        for table in (self._ints, self._floats):
-            for name, column in table.items():
-                table[name] = np.concatenate([column, np.zeros_like(column)])
+        ints, floats = self._blocks
+        self._hold(np.hstack([ints, np.zeros_like(ints)]), np.hstack([floats, np.zeros_like(floats)]))
+
+    def _hold(self, ints: Ints, floats: Floats) -> None:
+        """Keep the columns as the rows of two arrays, so that requests are shifted in all of them at once."""
+        self._blocks = ints, floats
+        self._ints: dict[str, Ints] = dict(zip(_INT_COLUMNS, ints, strict=True))
+        self._floats: dict[str, Floats] = dict(zip(_FLOAT_COLUMNS, floats, strict=True))
+        self._growing = ints[: len(_GROWING)]

@@ -9,8 +9,7 @@ to let in, in order.
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-
-import numpy as np
+from itertools import islice
 
 from services.core.admission import Policy, decide
 from services.core.batch import form_batch
@@ -167,7 +166,7 @@ class Hook(Books):
         if len(on_tier) == len(waiting):
             return on_tier
         best_effort = (request for request in waiting if not request.on_tier)
-        return on_tier + [request for request, _ in zip(best_effort, range(_BEST_EFFORT_WINDOW), strict=False)]
+        return [*on_tier, *islice(best_effort, _BEST_EFFORT_WINDOW)]
 
     def reconsider(self, now_s: float, waiting: Sequence[TrackedRequest], pool: Pool) -> list[TrackedRequest]:
         """Ask about the pending requests; those of `waiting` that the next batch may start."""
@@ -203,12 +202,11 @@ class Hook(Books):
         limits = dict.fromkeys(plan.skipped_ids, 0)
         for key in self.prefilling:
             limits[key] = chunks.get(key, 0)
-        tiers = self.table.ints("tier")
-        best_effort_rows = np.flatnonzero(tiers < 0)
-        if len(best_effort_rows) > len(plan.best_effort_decode_ids):
+        columns = self.table.columns()
+        if len(columns) - columns.on_tier.number > len(plan.best_effort_decode_ids):
             chosen = set(plan.best_effort_decode_ids)
-            keys = self.table.keys
-            limits.update((keys[row], 0) for row in best_effort_rows.tolist() if keys[row] not in chosen)
+            best_effort = (key for key, tier in zip(columns.ids, columns.tier.tolist(), strict=True) if tier < 0)
+            limits.update((key, 0) for key in best_effort if key not in chosen)
         admit = tuple(key for key in chunks if key not in self.prefilling)
         limits.update((key, chunks[key]) for key in admit)
         return Steering(limits, admit, plan.token_budget, plan, verify)

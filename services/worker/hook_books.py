@@ -176,7 +176,7 @@ class Books:
     def _moved(self, request: TrackedRequest) -> None:
         """Tier or stage changed."""
         self.changed[request.key] = request
-        self.reorder = True
+        self.reorder = self.reorder or request.started
         if request.decoding:
             self.table.refresh(request, self.tier_of(request))
 
@@ -284,9 +284,9 @@ class Books:
 
     def _prefill(self, request: TrackedRequest) -> Prefill:
         weight = self.outcomes.weight(request) if request.pending else 1
-        return request.prefill(self.tier_of(request), weight)
+        return request.planned(weight, self.tier_of)
 
     def _prefill_on_tier(self) -> bool:
         """Whether anything with a promise, or that waits for one, is without its first token."""
-        decoding = int((self.table.ints("tier") >= 0).sum())
+        decoding = int(np.count_nonzero(self.table.ints("tier") >= 0))
         return self._promised + len(self.pending) > decoding

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+import numpy as np
+
 from services.worker.hook import Hook
 from services.worker.hook_config import model_terms
 from services.worker.hook_pending import Decided
@@ -37,8 +39,7 @@ class Reporter:
         self._seq += 1
         self._sent_s = now_s
         changed = {**hook.changed, **hook.prefilling}
-        queued = [request for request in waiting if not request.on_tier]
-        best_effort_prefill = [r for r in hook.prefilling.values() if not r.on_tier]
+        unstarted = [request for request in (*waiting, *hook.prefilling.values()) if not request.on_tier]
         model = hook.timer.take_model()
         message = ReportMessage(
             self._seq,
@@ -54,8 +55,8 @@ class Reporter:
             hook.timer.free_at_s,
             len(hook.table) + len(hook.prefilling),
             hook.waiting_count,
-            len(queued) + len(best_effort_prefill) + int((hook.table.ints("tier") < 0).sum()),
-            sum(r.total_tokens - r.computed_tokens for r in (*queued, *best_effort_prefill)),
+            len(unstarted) + int(np.count_nonzero(hook.table.ints("tier") < 0)),
+            sum([request.total_tokens - request.computed_tokens for request in unstarted]),
             hook.preemptions,
             token_budget,
             hook.timer.take_observed(),

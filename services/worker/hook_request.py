@@ -1,6 +1,6 @@
 """One request as the scheduler hook follows it: where it is, which stage it is in, when its next token is due."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -38,7 +38,7 @@ class TrackedRequest:
     """
 
     __slots__ = (
-        "_prefill",
+        "_planned",
         "aged",
         "anchor_s",
         "before",
@@ -50,6 +50,7 @@ class TrackedRequest:
         "missed",
         "number",
         "offered",
+        "on_tier",
         "outputs",
         "pending",
         "produced",
@@ -83,7 +84,8 @@ class TrackedRequest:
         self.max_tokens = max_tokens
         self.promised = terms.promised
         self.pending = terms.pending and not terms.promised and terms.first_token_s is None
-        self.offered = self.promised or self.pending  # its outcome counts, once
+        self.on_tier = self.promised or self.pending  # it is planned on its tier
+        self.offered = self.on_tier  # its outcome counts, once
         self.aged = False  # best effort that is planned like a promise, its client not being told
         self.missed = False  # something of its SLO, already
         self.forecast_tokens = terms.forecast_tokens
@@ -100,7 +102,7 @@ class TrackedRequest:
         self.scheduled_at_s: float | None = None
         self.started = False
         self.decoding = False
-        self._prefill: Prefill | None = None
+        self._planned: Prefill | None = None
         if terms.delivered_tokens and terms.first_token_s is not None:
             self._replay(prompt_ids[-terms.delivered_tokens :], terms.first_token_s)
             self.missed = terms.first_token_s > terms.ttft_deadline_s
@@ -133,11 +135,6 @@ class TrackedRequest:
         return self.tier_names[self.tracker.stage_index] if self.on_tier else BEST_EFFORT
 
     @property
-    def on_tier(self) -> bool:
-        """Whether it is planned on its tier: promised, or still pending."""
-        return self.promised or self.pending
-
-    @property
     def due_s(self) -> float:
         """When the next token is due; the first-token deadline before there is one."""
         if self.anchor_s is None:
@@ -152,9 +149,9 @@ class TrackedRequest:
 
     def promote(self, tier: str) -> None:
         """From now on the request has a promise; stages that had no tier of their own get `tier`."""
-        self.promised, self.pending = True, False
+        self.promised, self.pending, self.on_tier = True, False, True
         self.tier_names = [tier if name == BEST_EFFORT else name for name in self.tier_names]
-        self._prefill = None
+        self._planned = None
 
     def relax(self, due_s: float, tpot_s: float) -> None:
         """From now on its next token is due at `due_s`, later ones at its own pace or `tpot_s`, the slower of both."""
@@ -163,12 +160,12 @@ class TrackedRequest:
         self.terms = msgspec.structs.replace(self.terms, stages=stages, ttft_deadline_s=due_s)
         if self.anchor_s is not None:
             self.anchor_s = due_s - self.tokens * self.tpot_s
-        self._prefill = None
+        self._planned = None
 
     def demote(self) -> None:
         """From now on the request is best effort."""
-        self.promised = self.pending = self.aged = False
-        self._prefill = None
+        self.promised = self.pending = self.on_tier = self.aged = False
+        self._planned = None
 
     def first_token(self, at_s: float) -> None:
         """The first token of the first stage is out."""
@@ -205,19 +202,23 @@ class TrackedRequest:
         self._enter_stage(at_s, self.tracker.stage_index)
         self.tokens = self.tracker.stage_output_tokens + self.outputs - self.seen
 
-    def prefill(self, tier: int, weight: int = 1) -> Prefill:
-        """The request as the core's batch former sees it before its (next) first token; cached while unchanged."""
-        last = self._prefill
+    def planned(self, weight: int, tier_of: Callable[["TrackedRequest"], int]) -> Prefill:
+        """`prefill` on the tier that the request has now: made anew only once something has changed."""
+        last = self._planned
         if (
             last is not None
             and last.computed_tokens == self.computed_tokens
             and last.prompt_tokens == self.total_tokens
             and last.started == self.started
-            and last.tier == tier
             and last.weight == weight
         ):
             return last
-        self._prefill = Prefill(
+        self._planned = self.prefill(tier_of(self), weight)
+        return self._planned
+
+    def prefill(self, tier: int, weight: int = 1) -> Prefill:
+        """The request as the core's batch former sees it before its (next) first token."""
+        return Prefill(
             id=self.key,
             tier=tier,
             deadline_s=self.due_s,
@@ -231,7 +232,6 @@ class TrackedRequest:
             weight=weight,
             arrival_s=self.terms.arrival_s,
         )
-        return self._prefill
 
     def _tpot_of(self, stage_index: int) -> float:
         return self.terms.stages[stage_index].tpot_s
@@ -239,3 +239,4 @@ class TrackedRequest:
     def _enter_stage(self, last_token_s: float, stage_index: int) -> None:
         self.anchor_s = last_token_s + self._tpot_of(stage_index)
         self.tokens = 0
+        self._planned = None

@@ -1,6 +1,7 @@
 """KV blocks and seats as the hook counts them before a step: what promised work needs, and who may start."""
 
 from collections.abc import Collection, Sequence
+from operator import attrgetter
 
 from services.worker.decoder_table import DecoderTable
 from services.worker.hook_request import TrackedRequest
@@ -50,7 +51,8 @@ def admissible(
     free -= sum(blocks_to_finish(request, pool) for request in started if request.on_tier)
     best_effort = sum(blocks_to_finish(request, pool) for request in started if not request.on_tier)
     fitting: list[TrackedRequest] = []
-    for request in sorted(waiting, key=lambda r: (not r.on_tier, r.due_s if r.on_tier else 0.0)):
+    on_tier = sorted((request for request in waiting if request.on_tier), key=attrgetter("due_s"))
+    for request in (*on_tier, *(request for request in waiting if not request.on_tier)):
         free -= blocks_to_finish(request, pool)
         if free < (0 if request.on_tier else best_effort):
             break

@@ -17,6 +17,7 @@ Steps without a promise in sight are vLLM's own.
 
 import time
 from collections.abc import Callable, Iterable
+from operator import attrgetter
 from typing import Any
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -40,6 +41,7 @@ from services.worker.version_guard import check_vllm
 __all__ = ["AsyncSloScheduler", "SloScheduler", "SyncSloScheduler"]
 
 _PREFIX_LOOKUPS = 8
+_request_id = attrgetter("request_id")
 
 
 class SloScheduler(Scheduler):  # type: ignore[misc]
@@ -168,9 +170,11 @@ class SloScheduler(Scheduler):  # type: ignore[misc]
         if self.num_prefill_lookahead:
             tokens = super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)
         limit = self._limits.get(request.request_id)
+        if limit is None or tokens <= limit:
+            return tokens
         if limit and request.num_tokens - num_computed_tokens == 1:
             return tokens  # its last prompt token, which vLLM has filled up to the size of a speculating decoder
-        return tokens if limit is None or tokens <= limit else limit
+        return limit
 
     def shutdown(self) -> None:
         """Close the link."""
@@ -200,12 +204,12 @@ class SloScheduler(Scheduler):  # type: ignore[misc]
         if self._stalled or not hook.planning(now_s):
             self._stalled = False
             return Steering(budget=hook.probe_budget, verify=None if hook.probe_budget is None else ())
-        waiting = list(self._waiting())
-        hook.take_up(now_s, waiting, self._pool())
-        waiting = hook.considered(waiting)
-        self._look_up_prefixes(waiting)
-        looked_up = waiting[:_PREFIX_LOOKUPS] if self.cache_config.enable_prefix_caching else waiting
-        pool = self._pool()
+        waiting, pool = list(self._waiting()), self._pool()
+        hook.take_up(now_s, waiting, pool)
+        waiting = looked_up = hook.considered(waiting)
+        if self.cache_config.enable_prefix_caching:
+            looked_up = waiting[:_PREFIX_LOOKUPS]
+            self._look_up_prefixes(looked_up)
         hook.demote_lost(now_s, looked_up, pool)
         self._ageing.step(hook, now_s, waiting, pool)
         waiting = hook.reconsider(now_s, waiting, pool)
@@ -222,7 +226,7 @@ class SloScheduler(Scheduler):  # type: ignore[misc]
         self.max_num_scheduled_tokens = min(self._token_limit, self._last_budget)
         if self._hook.reorder:
             self._hook.reorder = False
-            self.running.sort(key=lambda request: self._rank(request.request_id))
+            self._order_running()
         if self.num_spec_tokens:
             self._allow_drafts(steering)
         if steering.admit is None:
@@ -277,16 +281,23 @@ class SloScheduler(Scheduler):  # type: ignore[misc]
                 found.append(Verified(tracked, 1, 0))
         return found
 
-    def _rank(self, key: str) -> tuple[int, float]:
-        """Place in `running`: promised decoders, promised prefills by deadline, best effort by start."""
-        tracked = self._tracked[key]
-        if not tracked.on_tier:
-            return 2, 0.0
-        return (0, 0.0) if tracked.decoding else (1, tracked.due_s)
+    def _order_running(self) -> None:
+        """Promised decoders, promised prefills by deadline, best effort; otherwise as they are."""
+        decoders: list[Request] = []
+        prefills: list[Request] = []
+        best_effort: list[Request] = []
+        for request in self.running:
+            tracked = self._tracked[request.request_id]
+            if tracked.on_tier:
+                (decoders if tracked.decoding else prefills).append(request)
+            else:
+                best_effort.append(request)
+        prefills.sort(key=lambda request: self._tracked[request.request_id].due_s)
+        self.running[:] = decoders + prefills + best_effort
 
     def _look_up_prefixes(self, waiting: list[TrackedRequest]) -> None:
-        """Tokens the prefix cache would give the next waiting requests, so that they are planned at their real size."""
-        for tracked in waiting[:_PREFIX_LOOKUPS]:
+        """Tokens the prefix cache would give waiting requests, so that they are planned at their real size."""
+        for tracked in waiting:
             request = self.requests[tracked.key]
             if request.num_computed_tokens == 0:
                 blocks, tracked.computed_tokens, _ = self.kv_cache_manager.get_computed_blocks(request)
@@ -319,13 +330,13 @@ class SloScheduler(Scheduler):  # type: ignore[misc]
     def _book(self, output: SchedulerOutput, now_s: float) -> None:
         scheduled = output.num_scheduled_tokens
         moved = []
-        if not scheduled.keys() <= self._hook.table.key_set:
-            for key, tokens in scheduled.items():
-                tracked = self._tracked[key]
-                if not tracked.decoding:
-                    request = self.requests[key]
-                    known = request.num_tokens
-                    moved.append(Progress(tracked, tokens, min(request.num_computed_tokens, known), known))
+        decoding = self._hook.table.key_set
+        if not scheduled.keys() <= decoding:
+            for key in [key for key in scheduled if key not in decoding]:
+                request = self.requests[key]
+                known = request.num_tokens
+                computed = min(request.num_computed_tokens, known)
+                moved.append(Progress(self._tracked[key], scheduled[key], computed, known))
         self._hook.waiting_count = len(self.waiting)
         drafts = output.scheduled_spec_decode_tokens.values()
         self._hook.scheduled(now_s, moved, scheduled, max(map(len, drafts), default=0))
@@ -334,7 +345,7 @@ class SloScheduler(Scheduler):  # type: ignore[misc]
     # Looking at vLLM
 
     def _waiting(self) -> Iterable[TrackedRequest]:
-        return (self._tracked[request.request_id] for request in self.waiting)
+        return map(self._tracked.__getitem__, map(_request_id, self.waiting))
 
     def _free_block_count(self) -> int:
         free: int = self.kv_cache_manager.block_pool.get_num_free_blocks()
