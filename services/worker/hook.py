@@ -174,7 +174,7 @@ class Hook(Books):
             return list(waiting)
         on_tier = [request for request in waiting if request.on_tier]
         view = self._view(now_s, on_tier, pool, [*self.prefilling.values()])
-        view = self.pauses.widened(view, self._settings.caps_s[0])
+        view = self.pauses.widened(view, self._settings.caps_s[0], self.tier_of)
         for request, verdict in self.pending.ask(view, self._settings_now(view)):
             self._settle(request, verdict, now_s)
         if self.pending.set_aside:

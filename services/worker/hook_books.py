@@ -148,7 +148,7 @@ class Books:
 
     def paused(self, request: TrackedRequest) -> None:
         """A promised request was preempted because it is ahead: it waits unseen until it must or may go on."""
-        self.pauses.pause(request, self.tier_of(request))
+        self.pauses.pause(request)
 
     def removed(self, request: TrackedRequest, finished_s: float | None) -> None:
         """The request produced its last token at `finished_s`; None where it was aborted or failed."""
@@ -260,10 +260,13 @@ class Books:
                 if request.decoding:
                     self.table.refresh(request, self.tier_of(request))
                 self.changed[request.key] = request
-        for request in [r for r in self._staged.values() if r.decoding and r.stage_ended(now_s)]:
-            self.table.sync(request)
-            request.enter_stage(now_s)
-            self.table.restage(request, self.tier_of(request))
+        for request in [r for r in self._staged.values() if r.stage_ended(now_s)]:
+            if request.decoding:
+                self.table.sync(request)
+                request.enter_stage(now_s)
+                self.table.restage(request, self.tier_of(request))
+            else:  # preempted with the last token of the stage in flight
+                request.enter_stage(now_s)
             self._moved(request)
             if not request.multi_stage:
                 del self._staged[request.key]

@@ -5,7 +5,7 @@ next token is due soon or memory has come free for it. In plans about who else m
 that it is, over as much memory as pausing in turns amounts to.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
 
 import numpy as np
@@ -26,7 +26,7 @@ class Pauses:
     def __init__(self, rule: PauseRule | None) -> None:
         self._rule = rule
         self.count = 0  # of pauses so far
-        self._resting: dict[str, tuple[TrackedRequest, int]] = {}  # with its tier
+        self._resting: dict[str, TrackedRequest] = {}
 
     def __len__(self) -> int:
         return len(self._resting)
@@ -34,9 +34,14 @@ class Pauses:
     def __contains__(self, key: str) -> bool:
         return key in self._resting
 
-    def pause(self, request: TrackedRequest, tier: int) -> None:
+    @property
+    def keys(self) -> Set[str]:
+        """Keys of the paused requests."""
+        return self._resting.keys()
+
+    def pause(self, request: TrackedRequest) -> None:
         """A request has lost its blocks and waits."""
-        self._resting[request.key] = request, tier
+        self._resting[request.key] = request
         self.count += 1
 
     def discard(self, request: TrackedRequest) -> None:
@@ -56,19 +61,19 @@ class Pauses:
         assert self._rule is not None
         growth = -(-self._rule.growth_tokens // size)
         free = free_blocks - (decoders + 1) * growth
-        for key, (request, _) in sorted(self._resting.items(), key=lambda found: found[1][0].due_s):
+        for request in sorted(self._resting.values(), key=lambda request: request.due_s):
             blocks = -(-request.total_tokens // size)
             if request.due_s - now_s <= lead_s(model, request.total_tokens, cap_s) or blocks <= free:
                 free -= blocks + growth
-                del self._resting[key]
+                del self._resting[request.key]
 
-    def widened(self, view: ReplicaView, cap_s: float) -> ReplicaView:
+    def widened(self, view: ReplicaView, cap_s: float, tier_of: Callable[[TrackedRequest], int]) -> ReplicaView:
         """`view`, the paused requests among its decoders and its memory as large as pausing in turns makes it."""
         rule = self._rule
         columns = columns_of(view.decoders)
         if rule is None or (not self._resting and _holds_all(view, columns)):
             return view
-        paused = [*self._decoders()]
+        paused = [_decoder(request, tier_of(request)) for request in self._resting.values()]
         everything = _joined(columns, paused)
         size = view.block_size
         given_up = sum(-(-decoder.context_tokens // size) for decoder in paused)
@@ -85,13 +90,13 @@ class Pauses:
         assert self._rule is not None
         return pausable_rows(columns, now_s, model, cap_s, self._pace_s(model, columns), self._rule)
 
-    def _decoders(self) -> Iterator[Decoder]:
-        for request, tier in self._resting.values():
-            yield Decoder(request.key, tier, request.due_s, request.tpot_s, request.total_tokens, request.forecast_left)
-
     def _pace_s(self, model: PerfModel, columns: DecoderColumns) -> float:
         on_tier = columns.on_tier
         return pace_s(model, on_tier.number, on_tier.context_tokens)
+
+
+def _decoder(request: TrackedRequest, tier: int) -> Decoder:
+    return Decoder(request.key, tier, request.due_s, request.tpot_s, request.total_tokens, request.forecast_left)
 
 
 def _holds_all(view: ReplicaView, columns: DecoderColumns) -> bool:

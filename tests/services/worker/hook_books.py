@@ -20,6 +20,7 @@ def check_books(replica: DrivenScheduler) -> None:
     assert hook.pending.set_aside <= hook.pending._requests.keys()
     assert not any(request.promised and request.pending for request in tracked.values())
     assert hook._staged.keys() <= tracked.keys()
+    assert all(key in tracked and tracked[key].promised and key not in running for key in hook.pauses.keys)
     assert scheduler._limits == {}
     assert scheduler.max_num_scheduled_tokens == scheduler._token_limit
     for row, key in enumerate(hook.table.keys):
@@ -45,6 +46,7 @@ def check_empty(replica: DrivenScheduler, total_blocks: int) -> None:
     assert len(hook.pending) == 0
     assert not hook.pending.set_aside
     assert not hook.pending._decisions
+    assert not hook.pauses
     assert hook._promised == 0
     assert hook._staged == {}
     assert hook._steps == []

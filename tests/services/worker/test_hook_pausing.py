@@ -2,8 +2,12 @@
 
 from typing import Any
 
-from services.core.slo import VerdictMode
+import pytest
+
+from services.core.slo import StageKind, VerdictMode
+from services.worker.request_terms import StageTerms
 from tests.services.worker.driven_scheduler import DrivenScheduler, Sent, driven
+from tests.services.worker.hook_books import check_books
 from tests.services.worker.test_hook_scheduling import DEPTHS, expected_tokens
 
 OUTPUT = 1600
@@ -101,3 +105,29 @@ def test_short_answers_are_never_paused() -> None:
             replica.send(f"n{index}", 800, 300, ttft_s=1.0, tpot_s=TPOT_S, pending=VerdictMode.EARLY)
         replica.run()
         assert all(one.request.num_preemptions == 0 for one in sent)
+
+
+@DEPTHS
+def test_a_stage_that_ends_with_its_last_token_in_flight_ends_for_a_paused_request(depth: int) -> None:
+    """The token comes back after the pause began: the next stage's deadlines count from then, not from its end."""
+    stages = (
+        StageTerms(StageKind.THINK.value, "loose", TPOT_S, 600, None),
+        StageTerms(StageKind.ANSWER.value, "loose", TPOT_S, OUTPUT - 600, None),
+    )
+    with driven(depth=depth, **MEMORY) as replica:
+        sent = replica.send("staged", 64, OUTPUT, ttft_s=0.5, stages=stages)
+        while sent.request.num_output_tokens < 600 - (0 if depth == 1 else depth):
+            replica.step()
+        scheduler = replica.scheduler
+        scheduler.running.remove(sent.request)
+        scheduler._preempt_request(sent.request, 0.0)
+        tracked = scheduler._tracked["staged"]
+        scheduler._hook.paused(tracked)
+        replica.drain()
+        assert len(sent.tokens) == 600
+        assert tracked.tracker.stage_index == 1
+        assert tracked.due_s == pytest.approx(sent.times_s[-1] + TPOT_S)
+        check_books(replica)
+        replica.run()
+        assert sent.tokens == expected_tokens(sent)
+        assert scheduler._hook.outcomes.attainment("app") == 1.0
