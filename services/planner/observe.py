@@ -134,11 +134,11 @@ class Observer:
         self._send_parameters(replica, outbox)
 
     def _send_parameters(self, replica: PlannedReplica, outbox: Directives) -> None:
-        """Tell the worker how long its batches may last, where that has changed."""
-        cap_s = replica.promises.caps_s[0]
-        if not outbox.cap_changed(cap_s):
-            return
-        outbox.send(batch_parameters=planner_pb2.BatchParameters(duration_cap_ms=cap_s * 1000))
+        """Tell the worker how long its batches may last, where that has changed or they were too long for somebody."""
+        cap_s, wanted = replica.promises.caps_s[0], replica.promises.take_turned_away()
+        if outbox.cap_changed(cap_s) or wanted:
+            parameters = planner_pb2.BatchParameters(duration_cap_ms=cap_s * 1000, promises_wanted=wanted)
+            outbox.send(batch_parameters=parameters)
 
     def _promote(self, replica: PlannedReplica, outbox: Directives) -> None:
         """Offer waiting best-effort requests again, now and then."""

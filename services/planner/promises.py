@@ -12,6 +12,7 @@ from services.common.clock import Clock
 from services.common.errors import Reason, SloServeError
 from services.core.admission import Decision, Decisions, Policy, decide
 from services.core.batch import form_batch
+from services.core.constraint import ConstraintKind
 from services.core.drafts import acceptance_by_tier
 from services.core.duration_cap import DurationCap
 from services.core.errors import CoreError
@@ -70,6 +71,7 @@ class Promises:
         self.planning = planning
         self.clock = clock
         self._cap = DurationCap()
+        self._turned_away = False  # somebody, for want of short batches, since that was last asked
 
     def decide(self, asked: Iterable[Candidate]) -> Answers:
         """A verdict on every candidate; a promise already made is repeated, everything else decided together."""
@@ -139,6 +141,25 @@ class Promises:
         )
         return replace(settings, acceptance=acceptance, max_verify_tokens=drafts.max_verify_tokens)
 
+    def take_turned_away(self) -> bool:
+        """Whether somebody was declined, since this was last asked, only because batches of best effort are long."""
+        turned_away, self._turned_away = self._turned_away, False
+        return turned_away
+
+    def _note_declined(self, candidate: Candidate, decision: Decision) -> None:
+        """A first token that is hopeless behind a long batch of best effort, but not behind a short one, is wanted too.
+
+        Or a replica full of best effort would decline them all: its batches are as long as the engine allows until
+        there is a promise to keep.
+        """
+        ttft_s, model = candidate.slo.ttft_s, self.ledger.perf_model
+        if ttft_s is None or model is None or decision.constraint.kind is not ConstraintKind.HOPELESS:
+            return
+        alone_s = model.zero_load_prefill_s(candidate.prefill.remaining_tokens)
+        if self._cap.lapsed(self.clock.now_s()) and alone_s + self.caps_s[0] <= ttft_s:
+            self._wanted(candidate)
+            self._turned_away = True
+
     def _wanted(self, candidate: Candidate) -> None:
         """A first token is to come in time: the cap on batches follows the tightest of them."""
         if candidate.slo.ttft_s is not None:
@@ -179,6 +200,7 @@ class Promises:
             verdict = self._verdict(candidate, decisions[candidate.prefill.id], VerdictKind.DECLINED)
             delay_s = delays_s[candidate.prefill.id]
             verdict.retry_after_ms = delay_s * 1000 if math.isfinite(delay_s) else 0.0
+            self._note_declined(candidate, decisions[candidate.prefill.id])
             answers[candidate.key] = self._answer(candidate, verdict)
         return answers
 

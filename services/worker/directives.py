@@ -38,6 +38,8 @@ class Directives:
     def _batch_parameters(self, parameters: planner_pb2.BatchParameters) -> None:
         cap_ms = parameters.duration_cap_ms
         self._engine.set_duration_cap(cap_ms / 1000 if cap_ms > 0 else None)
+        if parameters.promises_wanted:
+            self._engine.expect_promises()
 
     async def _release(self, release: planner_pb2.ReleaseRequestId) -> None:
         """The request leaves this replica for the shared queue, unless its prefill has begun."""

@@ -219,6 +219,10 @@ class Engine(Protocol):
         """Cap the duration of batches from the next step on; `None` lifts the cap."""
         ...
 
+    def expect_promises(self) -> None:
+        """Keep batches short from the next step on, for as long as after a promise."""
+        ...
+
     def request_snapshot(self) -> None:
         """Ask the hook for a full report."""
         ...

@@ -76,6 +76,10 @@ class Hook(Books):
         caps = self._default_caps_s if seconds is None else caps_around(seconds)
         self._settings = replace(self._settings, caps_s=caps)
 
+    def expect_promises(self, now_s: float) -> None:
+        """Plan steps, and keep batches short, as if a promise had just been made."""
+        self._last_promise_s = max(self._last_promise_s, now_s)
+
     def planning(self, now_s: float) -> bool:
         """Whether steps are planned: there is a model, no profile is running, and promises are or were around."""
         if self.timer.model is None or self._probes:

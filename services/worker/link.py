@@ -18,6 +18,7 @@ from services.core.constraint import Constraint
 __all__ = [
     "DecidedEntry",
     "Directive",
+    "ExpectPromises",
     "HookEnd",
     "LinkPath",
     "ModelTerms",
@@ -59,13 +60,17 @@ class SetCap(msgspec.Struct, frozen=True, tag="cap"):
     seconds: float | None
 
 
+class ExpectPromises(msgspec.Struct, frozen=True, tag="expect"):
+    """Keep batches short for as long as after a promise: somebody could not be given one because they were long."""
+
+
 class SetModel(msgspec.Struct, frozen=True, tag="model"):
     """Plan with this performance model from now on."""
 
     model: ModelTerms
 
 
-Directive = Promote | Reforecast | SetCap | SetModel
+Directive = Promote | Reforecast | SetCap | ExpectPromises | SetModel
 
 
 class RequestEntry(msgspec.Struct, frozen=True, array_like=True):

@@ -34,7 +34,7 @@ from services.worker.hook_config import HookConfig, from_additional_config, mode
 from services.worker.hook_report import Reporter
 from services.worker.hook_request import TrackedRequest
 from services.worker.hook_steering import Pool, Progress, Steering, Verified
-from services.worker.link import Directive, HookEnd, Promote, Reforecast, SetCap, SetModel
+from services.worker.link import Directive, ExpectPromises, HookEnd, Promote, Reforecast, SetCap, SetModel
 from services.worker.request_terms import from_extra_args
 from services.worker.version_guard import check_vllm
 
@@ -196,6 +196,8 @@ class SloScheduler(Scheduler):  # type: ignore[misc]
                     self._hook.reforecast(tracked, output_tokens)
             case SetCap(seconds):
                 self._hook.set_cap(seconds)
+            case ExpectPromises():
+                self._hook.expect_promises(now_s)
             case SetModel(model):
                 self._hook.timer.set_model(model_of(model))
 

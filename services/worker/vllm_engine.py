@@ -14,7 +14,7 @@ from services.worker.engine_environment import keep_freed_memory, prepare_enviro
 from services.worker.engine_settings import EngineSettings
 from services.worker.hook_config import EmulationTerms, HookConfig, model_terms
 from services.worker.hook_mirror import HookMirror
-from services.worker.link import Directive, LinkPath, Promote, Reforecast, SetCap, SetModel, WorkerEnd
+from services.worker.link import Directive, ExpectPromises, LinkPath, Promote, Reforecast, SetCap, SetModel, WorkerEnd
 from services.worker.profile import load_or_measure
 from services.worker.profile_store import ReplicaProfile, processor_name
 from services.worker.request_terms import ProbeTerms
@@ -294,6 +294,10 @@ class VllmEngine:
     def set_duration_cap(self, seconds: float | None) -> None:
         """Cap the duration of batches from the next step on; `None` lifts the cap."""
         self.direct(SetCap(seconds))
+
+    def expect_promises(self) -> None:
+        """Keep batches short from the next step on, for as long as after a promise."""
+        self.direct(ExpectPromises())
 
     def direct(self, directive: Directive) -> None:
         """Send a directive to the hook."""

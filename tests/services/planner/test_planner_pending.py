@@ -119,3 +119,35 @@ async def test_a_plan_puts_no_more_into_a_batch_than_the_engine_does(planner) ->
         [pieces] = await planner.admit(candidate())
     assert (whole.verdict.kind, pieces.verdict.kind) == (ADMITTED, BEST_EFFORT)
     assert planner.runs[-1].settings.max_batch_tokens == 256
+
+
+@pytest.mark.parametrize(
+    ("prompt_tokens", "ttft_ms", "wanted"),
+    [(100, 200, True), (3000, 200, False)],  # the second is hopeless even on an idle replica
+)
+async def test_a_tight_first_token_behind_a_long_batch_of_best_effort_is_declined_but_wanted(
+    planner, prompt_tokens, ttft_ms, wanted
+) -> None:
+    now_us = planner.clock.now_us()
+    best_effort = a_request(now_us, "be", tier="best-effort", promised=False)
+    state = a_state(now_us, requests=[best_effort], engine_free_at_us=now_us + 500_000)
+    async with planner.worker(state) as stream:
+        await stream.next_parameters()
+        [declined] = await planner.admit(a_candidate(now_us, "r1", ttft_ms=ttft_ms, prompt_tokens=prompt_tokens))
+        assert declined.verdict.kind == BEST_EFFORT
+        promises = planner.fleet.get("gpu-0").promises
+        assert promises.take_turned_away() is wanted
+        assert promises.take_turned_away() is False
+
+
+async def test_the_worker_is_told_that_a_promise_was_wanted_and_the_next_one_is_given(planner) -> None:
+    now_us = planner.clock.now_us()
+    best_effort = a_request(now_us, "be", tier="best-effort", promised=False)
+    async with planner.worker(a_state(now_us, requests=[best_effort], engine_free_at_us=now_us + 500_000)) as stream:
+        assert not (await stream.next_parameters()).promises_wanted
+        await planner.admit(a_candidate(now_us, "r1", ttft_ms=200, prompt_tokens=100))
+        later_us = planner.clock.now_us()
+        await stream.send(a_state(later_us, 2, full=False, engine_free_at_us=later_us + 20_000))
+        assert (await stream.next_parameters()).promises_wanted
+        [answer] = await planner.admit(a_candidate(later_us, "r2", ttft_ms=200, prompt_tokens=100))
+        assert answer.verdict.kind == ADMITTED

@@ -53,6 +53,7 @@ class ScriptedEngine:
         self.promoted: list[tuple[str, str]] = []
         self.reforecasts: list[tuple[str, int]] = []
         self.duration_cap_s: float | None = None
+        self.promises_expected = 0
         self.free_blocks = INFO.total_blocks
         self.stopped = False
         self._changed = asyncio.Event()
@@ -105,6 +106,9 @@ class ScriptedEngine:
 
     def set_duration_cap(self, seconds: float | None) -> None:
         self.duration_cap_s = seconds
+
+    def expect_promises(self) -> None:
+        self.promises_expected += 1
 
     def request_snapshot(self) -> None:
         self.report(full=True)

@@ -6,6 +6,7 @@ import pytest
 
 from services.core.best_effort import longest_waiting
 from services.core.slo import VerdictMode
+from services.worker.link import ExpectPromises
 from tests.services.worker.driven_scheduler import DrivenScheduler, Sent, driven
 
 DEPTHS = pytest.mark.parametrize("depth", [1, 2])
@@ -75,3 +76,20 @@ def test_an_aged_request_that_came_too_late_keeps_its_turn(depth: int) -> None:
         assert lost  # which those were that had a client's promise
         replica.run()
         assert replica.scheduler._hook._promised == 0
+
+
+@DEPTHS
+def test_best_effort_keeps_its_batches_short_for_five_seconds_where_a_promise_is_wanted(depth: int) -> None:
+    with driven(depth=depth, preset="opt-6.7b-a100", max_model_len=2048) as replica:
+        for number in range(300):
+            replica.send(f"be{number}", 1500, 2, promised=False)
+        for _ in range(4):
+            assert replica.step().total_num_scheduled_tokens > 4000
+        replica.scheduler._obey(ExpectPromises(), replica.now_s)
+        told_s = replica.now_s
+        while replica.now_s < told_s + 4.5:
+            batch = replica.step()
+            assert replica.preset.model.zero_load_prefill_s(batch.total_num_scheduled_tokens) <= 0.041
+        while replica.now_s < told_s + 6.0:
+            batch = replica.step()
+        assert batch.total_num_scheduled_tokens > 4000

@@ -220,6 +220,10 @@ async def test_batch_parameters_cap_the_batches_duration(world: World) -> None:
     await eventually(lambda: world.engine.duration_cap_s == 0.04)
     world.planner.tell(planner_pb2.Directive(seq=2, batch_parameters=planner_pb2.BatchParameters()))
     await eventually(lambda: world.engine.duration_cap_s is None)
+    assert world.engine.promises_expected == 0
+    parameters = planner_pb2.BatchParameters(duration_cap_ms=40, promises_wanted=True)
+    world.planner.tell(planner_pb2.Directive(seq=3, batch_parameters=parameters))
+    await eventually(lambda: world.engine.promises_expected == 1)
 
 
 async def test_a_released_request_goes_to_the_shared_queue_unless_it_has_begun(world: World, unique: str) -> None:
