@@ -118,7 +118,7 @@ class Books:
 
     def reforecast(self, request: TrackedRequest, output_tokens: int) -> None:
         """Expect a request to produce `output_tokens` in all."""
-        request.forecast_tokens = output_tokens
+        request.reforecast(output_tokens)
         if request.decoding:
             self.table.reforecast(request)
         self.changed[request.key] = request

@@ -162,6 +162,11 @@ class TrackedRequest:
             self.anchor_s = due_s - self.tokens * self.tpot_s
         self._planned = None
 
+    def reforecast(self, output_tokens: int) -> None:
+        """From now on it is expected to produce `output_tokens` in all."""
+        self.forecast_tokens = output_tokens
+        self._planned = None
+
     def demote(self) -> None:
         """From now on the request is best effort."""
         self.promised = self.pending = self.on_tier = self.aged = False

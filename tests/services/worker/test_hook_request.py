@@ -156,3 +156,10 @@ def test_a_late_first_token_is_a_miss_also_of_an_earlier_attempt() -> None:
 
 def test_nothing_is_met_before_there_is_a_token() -> None:
     assert not tracked().met(9.0)
+
+
+def test_a_waiting_request_is_planned_with_its_latest_forecast() -> None:
+    request = tracked()
+    assert request.planned(1, lambda _: 0).output_tokens == 20
+    request.reforecast(60)
+    assert request.planned(1, lambda _: 0).output_tokens == 60
