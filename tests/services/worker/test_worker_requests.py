@@ -3,6 +3,7 @@
 import asyncio
 import math
 
+from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from protos import types_pb2, worker_pb2
@@ -224,7 +225,12 @@ async def test_queue_prefill_and_every_stage_are_spans_of_the_requests_trace(
     world.engine.step(3)
     await world.until_recorded(unique, state="finished")
 
-    found = {span.name: span for span in spans.get_finished_spans() if f"{span.context.trace_id:032x}" == trace_id}
+    def finished() -> dict[str, ReadableSpan]:
+        ended = spans.get_finished_spans()
+        return {span.name: span for span in ended if f"{span.context.trace_id:032x}" == trace_id}
+
+    await eventually(lambda: "decode ANSWER" in finished())  # its end is recorded a moment before its span
+    found = finished()
     assert set(found) == {"queue", "prefill", "decode THINK", "decode ANSWER"}
     assert {f"{span.parent.span_id:016x}" for span in found.values() if span.parent} == {parent_id}
     assert found["queue"].end_time == found["prefill"].start_time
