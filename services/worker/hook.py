@@ -120,13 +120,18 @@ class Hook(Books):
         tpot_s: float,
         waiting: Sequence[TrackedRequest],
         pool: Pool,
+        *,
+        insist: bool = False,
     ) -> bool:
-        """Plan a best-effort request like a promise from now on, due at `due_s`; False where that would cost one."""
+        """Plan a best-effort request like a promise from now on, due at `due_s`; False where no plan holds it.
+
+        `insist`: whether one does or not.
+        """
         tier = request.tier_names[request.tracker.stage_index]
         if request.decoding:  # it has its blocks, and costs one token of a batch
             self.table.sync(request)
             due_s = now_s + tpot_s
-        else:
+        elif not insist:
             spare = replace(pool, free_blocks=min(pool.total_blocks, pool.free_blocks + self._best_effort_blocks(pool)))
             view = self._view(
                 now_s, [r for r in waiting if r.promised], spare, [r for r in self.prefilling.values() if r.promised]

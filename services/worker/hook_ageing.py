@@ -1,8 +1,10 @@
 """Best effort that has waited too long: one request at a time is planned among the promises until it ends.
 
 It is given a deadline of its own, as far ahead as it has been made to wait at most, and a slow pace; the core must hold
-that plan beside every promise, else it is asked again a moment later. New promises are then made around it, by the
-planner too, because it is reported as what it is planned as. Its client is told nothing: it still has no promise.
+that plan beside every promise, else it is asked again a moment later. Under a load that fills memory for ever no plan
+ever holds it: once it has been refused for as long as it waited, it is planned all the same. It is due after what is
+promised by then, and new promises are made around it, by the planner too, because it is reported as what it is planned
+as: the replica makes fewer until it had its turn. Its client is told nothing: it still has no promise.
 """
 
 from collections.abc import Sequence
@@ -26,6 +28,7 @@ class Ageing:
         self._patience_s = patience_s
         self._turn: TrackedRequest | None = None
         self._ask_at_s = 0.0
+        self._refused: tuple[str, float] = ("", 0.0)  # the request whose turn would be next, and since when it is asked
 
     def ended(self, request: TrackedRequest) -> None:
         """A request left the engine."""
@@ -41,7 +44,13 @@ class Ageing:
         candidates = {request.key: request for request in (*waiting, *held) if _may_age(request)}
         arrivals_s = {key: request.terms.arrival_s for key, request in candidates.items()}
         key = longest_waiting(arrivals_s, now_s, self._patience_s)
-        if key is not None and hook.age(candidates[key], now_s, now_s + self._patience_s, AGED_TPOT_S, waiting, pool):
+        if key is None:
+            return
+        if self._refused[0] != key:
+            self._refused = key, now_s
+        insist = now_s - self._refused[1] >= self._patience_s
+        due_s = now_s + self._patience_s
+        if hook.age(candidates[key], now_s, due_s, AGED_TPOT_S, waiting, pool, insist=insist):
             self._turn = candidates[key]
 
 

@@ -93,3 +93,31 @@ def test_best_effort_keeps_its_batches_short_for_five_seconds_where_a_promise_is
         while replica.now_s < told_s + 6.0:
             batch = replica.step()
         assert batch.total_num_scheduled_tokens > 4000
+
+
+@DEPTHS
+def test_its_turn_comes_though_memory_is_promised_for_ever(depth: int) -> None:
+    """Half of all memory for one request, while four others always hold most of it: no plan ever has both."""
+    patience_s = 4.0
+    with driven(depth=depth, patience_s=patience_s, kv_blocks=600, max_model_len=9000) as replica:
+        rng, sent = random.Random(5), []
+
+        def load_until(until_s: float) -> None:
+            while replica.now_s < until_s:
+                arrival_s = replica.now_s + rng.expovariate(8.0)
+                replica.run(until_s=arrival_s)
+                replica.now_s = max(replica.now_s, arrival_s)
+                name = f"p{len(sent)}"
+                sent.append(replica.send(name, 2000, 40, ttft_s=1.5, pending=VerdictMode.EARLY))
+
+        load_until(replica.now_s + 3.0)
+        begin_s = replica.now_s
+        old = replica.send("old", 4000, 20, ttft_s=0.5, promised=False, asked=True)
+        load_until(begin_s + 5 * patience_s)
+        assert old.finish
+        assert old.times_s[-1] - begin_s < 4 * patience_s
+        replica.run()
+        decided = replica.decided(len(sent))
+        kept = [one for one in sent if decided[one.terms.request_id].admitted]
+        assert len(kept) > 50
+        assert not any(one.missed for one in kept)
