@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from services.core.columns import DecoderColumns, Floats
+from services.core.columns import DecoderColumns, Floats, Ints
 from services.core.perf_model import BatchShape, PerfModel
 
 __all__ = ["PauseRule", "ahead_s", "lead_s", "overcommitment", "pace_s", "pausable_rows"]
@@ -48,13 +48,14 @@ def pace_s(model: PerfModel, decoders: int, context_tokens: int) -> float:
     return _SLOWER * model.seconds(BatchShape(decoders, context_tokens, decoders))
 
 
-def lead_s(model: PerfModel, context_tokens: float, cap_s: float) -> float:
-    """How long before its next token is due a paused request of this context must begin to be computed again.
+def lead_s(model: PerfModel, context_tokens: Ints, cap_s: float) -> Floats:
+    """How long before its next token is due a paused request must begin to be computed again, by its context.
 
     Twice its own time, because its batches have others in them, and three of the longest batches (`cap_s`): the one
     under way, and the rounding at both ends.
     """
-    return 2 * model.rows[0][0] * context_tokens + 3 * cap_s
+    lead: Floats = 2 * model.rows[0][0] * context_tokens + np.float64(3 * cap_s)
+    return lead
 
 
 def ahead_s(columns: DecoderColumns, now_s: float) -> Floats:
@@ -73,7 +74,7 @@ def pausable_rows(
     columns: DecoderColumns, now_s: float, model: PerfModel, cap_s: float, pace: float, rule: PauseRule
 ) -> list[int]:
     """Rows of decoders that may be paused now, the one with the longest pause first. `pace`: seconds per token."""
-    pause_s = ahead_s(columns, now_s) - 2 * model.rows[0][0] * columns.context_tokens - 3 * cap_s
+    pause_s = ahead_s(columns, now_s) - lead_s(model, columns.context_tokens, cap_s)
     rows = np.flatnonzero(_lasting(columns, pace, rule) & (pause_s > rule.least_s))
     ordered: list[int] = rows[np.argsort(-pause_s[rows], kind="stable")].tolist()
     return ordered

@@ -61,9 +61,11 @@ class Pauses:
         assert self._rule is not None
         growth = -(-self._rule.growth_tokens // size)
         free = free_blocks - (decoders + 1) * growth
-        for request in sorted(self._resting.values(), key=lambda request: request.due_s):
+        resting = sorted(self._resting.values(), key=lambda request: request.due_s)
+        leads_s = lead_s(model, np.array([request.total_tokens for request in resting], np.int64), cap_s)
+        for request, needed_s in zip(resting, leads_s.tolist(), strict=True):
             blocks = -(-request.total_tokens // size)
-            if request.due_s - now_s <= lead_s(model, request.total_tokens, cap_s) or blocks <= free:
+            if request.due_s - now_s <= needed_s or blocks <= free:
                 free -= blocks + growth
                 del self._resting[request.key]
 

@@ -33,10 +33,11 @@ def test_the_furthest_ahead_is_paused_first_and_nobody_who_is_due_soon() -> None
 
 
 def test_a_pause_ends_early_enough_to_compute_the_context_again() -> None:
-    ahead = RULE.least_s + lead_s(MODEL, 1000, CAP_S)
+    lead = float(lead_s(MODEL, np.array([1000]), CAP_S)[0])
+    ahead = RULE.least_s + lead
     assert pausable(decoders(ahead + 1e-6)) == [0]
     assert pausable(decoders(ahead - 1e-6)) == []
-    assert lead_s(MODEL, 1000, CAP_S) > MODEL.zero_load_prefill_s(1000) + 2 * CAP_S
+    assert lead > MODEL.zero_load_prefill_s(1000) + 2 * CAP_S
 
 
 @pytest.mark.parametrize(
