@@ -1,4 +1,4 @@
-"""vLLM's scheduler, steered: the one file that touches the internals of vLLM's scheduling.
+"""vLLM's scheduler, steered: it and `scheduler_drafts.py` alone touch the internals of vLLM's scheduling.
 
 `SloScheduler` is what `scheduler_cls` names. It is vLLM's own scheduler with a hook in front: before every step the
 hook forms the batch, and this file says it to vLLM without replacing a line of it:
@@ -33,9 +33,10 @@ from services.worker.hook_ageing import Ageing
 from services.worker.hook_config import HookConfig, from_additional_config, model_of
 from services.worker.hook_report import Reporter
 from services.worker.hook_request import TrackedRequest
-from services.worker.hook_steering import Pool, Progress, Steering, Verified
+from services.worker.hook_steering import Pool, Progress, Steering
 from services.worker.link import Directive, ExpectPromises, HookEnd, Promote, Reforecast, SetCap, SetModel
 from services.worker.request_terms import from_extra_args
+from services.worker.scheduler_drafts import DraftLimits
 from services.worker.version_guard import check_vllm
 
 __all__ = ["AsyncSloScheduler", "SloScheduler", "SyncSloScheduler"]
@@ -83,7 +84,7 @@ class SloScheduler(Scheduler):  # type: ignore[misc]
         self._numbers = 0
         self._limits: dict[str, int] = {}
         self._last_budget = 0
-        self._drafts_allowed: tuple[int, ...] | None = None  # tokens to verify by tier, of the latest steering
+        self._drafts = DraftLimits(self.num_spec_tokens, self._tracked, self._hook.tier_of)
         self._stalled = False  # the last batch could not be executed: the next step is vLLM's own, rather than idle
         self._link = HookEnd(config.address)
         self._reporter = Reporter(self._link, self._hook, config.report_interval_s)
@@ -116,7 +117,7 @@ class SloScheduler(Scheduler):  # type: ignore[misc]
     def update_from_output(self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput) -> Any:
         """Book the end of the oldest step, let vLLM take its output, and report."""
         self._hook.completed(self._clock())
-        verified = self._verified(scheduler_output, model_runner_output) if self.num_spec_tokens else ()
+        verified = self._drafts.verified(scheduler_output, model_runner_output) if self.num_spec_tokens else ()
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         begin_s = self._clock()
         if verified:
@@ -230,7 +231,8 @@ class SloScheduler(Scheduler):  # type: ignore[misc]
             self._hook.reorder = False
             self._order_running()
         if self.num_spec_tokens:
-            self._allow_drafts(steering)
+            more = self._drafts.allow(steering, self.running)
+            self.max_num_scheduled_tokens = min(self._token_limit, self.max_num_scheduled_tokens + more)
         if steering.admit is None:
             return []
         admitted = set(steering.admit)
@@ -238,50 +240,6 @@ class SloScheduler(Scheduler):  # type: ignore[misc]
         self.waiting.clear()
         self.waiting.extend(self.requests[key] for key in steering.admit)
         return hidden
-
-    def _allow_drafts(self, steering: Steering) -> None:
-        """Let every decoder verify as many drafts as its tier may; their room in the budget is planned already.
-
-        vLLM shares lists of drafts between requests, so that a shorter one is always a new one.
-        """
-        verify = steering.verify
-        self._drafts_allowed = verify
-        if verify is None:
-            return
-        for request in self.running:
-            allowed = self._allowed(self._tracked[request.request_id])
-            if len(request.spec_token_ids) > allowed:
-                request.spec_token_ids = request.spec_token_ids[:allowed]
-        # A waiting request that lacks only one token is scheduled with the room of a speculating decoder or not at all.
-        short = sum(steering.limits[key] == 1 for key in steering.admit or ())
-        self.max_num_scheduled_tokens = min(
-            self._token_limit, self.max_num_scheduled_tokens + short * self.num_spec_tokens
-        )
-
-    def _allowed(self, tracked: TrackedRequest) -> int:
-        """Drafts a request may verify under the latest steering."""
-        if tracked.terms.probe is not None:
-            return tracked.terms.probe.draft_steps
-        if self._drafts_allowed is None:
-            return int(self.num_spec_tokens)
-        tier = self._hook.tier_of(tracked)
-        return self._drafts_allowed[tier] - 1 if 0 <= tier < len(self._drafts_allowed) else 0
-
-    def _verified(self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput) -> list[Verified]:
-        """What became of the drafts of a step; a decoder that was allowed some and had none counts as refused."""
-        drafted = scheduler_output.scheduled_spec_decode_tokens
-        found: list[Verified] = []
-        for key, row in model_runner_output.req_id_to_index.items():
-            tracked = self._tracked.get(key)
-            if tracked is None:
-                continue
-            allowed = self._allowed(tracked)
-            if key in drafted:
-                sampled = model_runner_output.sampled_token_ids[row]
-                found.append(Verified(tracked, max(allowed, len(drafted[key])), max(0, len(sampled) - 1)))
-            elif allowed and tracked.decoding and scheduler_output.num_scheduled_tokens[key] == 1:
-                found.append(Verified(tracked, 1, 0))
-        return found
 
     def _order_running(self) -> None:
         """Promised decoders, promised prefills by deadline, best effort; otherwise as they are."""

@@ -23,7 +23,7 @@ async def hold():
     spec = StackSpec(data_dir=Path(sys.argv[1]), engine="emulated", preset=sys.argv[2], drain_grace_s=2.0)
     async with LocalStack(spec):
         print("up", flush=True)
-        await asyncio.sleep(600)
+        await asyncio.Event().wait()
 
 asyncio.run(hold())
 """

@@ -80,14 +80,14 @@ def test_a_taken_port_is_named_in_the_error(tmp_path: Path) -> None:
 
 
 HOLDER = """
-import sys, time
+import signal, sys
 from pathlib import Path
 from services.common.embedded_redis import EmbeddedRedis
 
 server = EmbeddedRedis(Path(sys.argv[1]))
 server.start()
 print(server.pid, flush=True)
-time.sleep(600)
+signal.pause()
 """
 
 

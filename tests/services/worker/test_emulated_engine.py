@@ -22,6 +22,7 @@ from services.worker.engine_settings import EngineSettings
 from services.worker.hash_tokens import HashTokens
 from services.worker.state_mirror import StateMirror
 from services.worker.vllm_engine import VllmEngine
+from tests.services.worker.snapshots import snapshot_where
 
 MODEL = str(Path(__file__).parents[3] / "models" / "tiny")
 VOCABULARY = 4096
@@ -222,12 +223,7 @@ async def test_a_snapshot_holds_every_request(engine: VllmEngine) -> None:
     outputs = [engine.generate(submission(f"snap{i}", output_tokens=3000)) for i in range(3)]
     for output in outputs:
         await anext(output)
-    engine.request_snapshot()
-    async with asyncio.timeout(TIMEOUT_S):
-        async for report in engine.reports():
-            if report.full:
-                break
-    assert {p.request_id for p in report.requests} >= {"snap0", "snap1", "snap2"}
+    await snapshot_where(engine, lambda report: {p.request_id for p in report.requests} >= {"snap0", "snap1", "snap2"})
     for index, output in enumerate(outputs):
         await engine.abort(f"snap{index}")
         assert [o async for o in output][-1].end is EngineEnd.ABORTED

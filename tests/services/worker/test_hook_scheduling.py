@@ -207,5 +207,5 @@ def test_no_name_of_ours_hides_one_of_vllm() -> None:
         plain = Scheduler(**replica.construction)
         ours = vars(replica.scheduler).keys() - vars(plain).keys()
         assert ours == {"_clock", "_token_limit", "_total_blocks", "_hook", "_tracked", "_by_request_id", "_numbers",
-                        "_limits", "_last_budget", "_stalled", "_drafts_allowed", "_link", "_reporter",
+                        "_limits", "_last_budget", "_stalled", "_drafts", "_link", "_reporter",
                         "_ageing"}  # fmt: skip

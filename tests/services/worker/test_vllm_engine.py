@@ -14,6 +14,7 @@ from services.worker.engine_api import EngineEnd, SamplingSpec, Submission
 from services.worker.engine_settings import EngineSettings
 from services.worker.vllm_engine import VllmEngine
 from tests.services.worker.plain_vllm import MODEL, plain_outputs_of
+from tests.services.worker.snapshots import snapshot_where
 
 REQUESTS = 40
 KV_BLOCKS = 100  # of 32 tokens: a few requests fill them, so that preemption takes part
@@ -122,10 +123,5 @@ async def test_promises_are_kept_beside_best_effort(engine: VllmEngine) -> None:
 
 
 async def test_all_blocks_come_back(engine: VllmEngine) -> None:
-    engine.request_snapshot()
-    async with asyncio.timeout(30):
-        async for report in engine.reports():
-            if report.full:
-                break
-    assert report.requests == ()
+    report = await snapshot_where(engine, lambda report: not report.requests)
     assert report.free_blocks == engine.info.total_blocks

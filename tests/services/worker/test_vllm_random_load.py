@@ -17,6 +17,7 @@ from services.worker.engine_api import EngineEnd, EngineReport, SamplingSpec, Su
 from services.worker.engine_settings import EngineSettings
 from services.worker.vllm_engine import VllmEngine
 from tests.services.worker.plain_vllm import MODEL, plain_outputs_of
+from tests.services.worker.snapshots import snapshot_where
 
 REQUESTS = 40
 BLOCK = 32
@@ -140,12 +141,7 @@ async def test_every_output_is_plain_vllms_and_nothing_is_left(
                 assert tokens == plain_outputs[index], index
         assert aborted > 0
         assert {decision.admitted for report in reports for decision in report.decided} == {True, False}
-    engine.request_snapshot()
-    async with asyncio.timeout(30):
-        async for report in engine.reports():
-            if report.full:
-                break
-    assert report.requests == ()
+    report = await snapshot_where(engine, lambda report: not report.requests)
     assert (report.running, report.waiting, report.best_effort) == (0, 0, 0)
     assert report.free_blocks == engine.info.total_blocks
     if engine._settings.speculation_tokens:
