@@ -1,7 +1,8 @@
 """Our front: which replica a call goes to, with a promise, undecided, or as best effort, as the services do it.
 
 Theory of operation. On arrival the core is asked about the call on top of everything its replica has, as the planner
-does, and `services.core.verdict` says what the answer amounts to. The first promise wins; otherwise the call waits,
+does, under the cap on batches that those who asked so far lead to, and `services.core.verdict` says what the answer
+amounts to. The first promise wins; otherwise the call waits,
 pending, in the engine whose plan holds it for now, or else where its first token is expected soonest, and the hook
 decides it before some batch. What is declined on arrival waits here, in the order of `services.core.best_effort`, until
 the worker's pull rule takes it. With firm verdicts, best effort in the engine is asked about again every 50 ms.
@@ -9,7 +10,7 @@ the worker's pull rule takes it. With firm verdicts, best effort in the engine i
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from bench.metrics import met
 from bench.simulator_call import LiveCall
@@ -18,12 +19,13 @@ from bench.simulator_placement import SimulatedRouter
 from bench.simulator_replica import Replica
 from services.core.admission import Decision, Decisions, Policy, decide
 from services.core.best_effort import BestEffortEntry, may_pull, order_entries
+from services.core.duration_cap import DurationCap
 from services.core.floors import AttainmentFloors
 from services.core.placement import OrderName
 from services.core.slo import Tier, VerdictMode, tier_for
 from services.core.verdict import EARLY_PROMPT_TOKENS, VerdictKind, displaces, verdict_for
 from services.core.view import PlanSettings, Prefill, ReplicaView
-from services.worker.link import Promote
+from services.worker.link import Promote, SetCap
 
 __all__ = ["FrontSettings", "PlannedFront"]
 
@@ -51,6 +53,14 @@ class _Offer:
     decision: Decision
 
 
+@dataclass(slots=True)
+class _Capped:
+    """How a replica's batches are planned now, and what their cap follows."""
+
+    plan: PlanSettings
+    cap: DurationCap = field(default_factory=DurationCap)
+
+
 class PlannedFront:
     """Admission for hooked replicas. `forecast` gives the expected output of a call, `learn` sees finished ones."""
 
@@ -69,6 +79,7 @@ class PlannedFront:
         self._waiting: dict[str, LiveCall] = {}
         self._router = SimulatedRouter(replicas, settings.order)
         self._promoted_s = -math.inf
+        self._capped = {id(replica): _Capped(settings.plan) for replica in replicas}
         for replica in replicas:
             for tier in settings.tiers:
                 _hook(replica).tier_index(tier.name)
@@ -78,7 +89,8 @@ class PlannedFront:
         pending: list[_Offer] = []
         for replica in self._router.order(call, self._forecast(call)):
             prefill = self._prefill(call, replica)
-            decisions = self._decide(_hook(replica).view(now_s), [prefill]).by_id
+            self._cap(replica, prefill, now_s)
+            decisions = self._decide(replica, _hook(replica).view(now_s), [prefill]).by_id
             decision = decisions[call.key]
             early = 0 if displaces(decisions.values(), {call.key}) else EARLY_PROMPT_TOKENS
             match verdict_for(self._settings.verdict, prefill, decision, early_prompt_tokens=early):
@@ -137,8 +149,18 @@ class PlannedFront:
             arrival_s=call.arrival_s,
         )
 
-    def _decide(self, view: ReplicaView, prefills: Sequence[Prefill]) -> Decisions:
-        return decide(view, prefills, self._settings.policy, self._settings.plan)
+    def _decide(self, replica: Replica, view: ReplicaView, prefills: Sequence[Prefill]) -> Decisions:
+        return decide(view, prefills, self._settings.policy, self._capped[id(replica)].plan)
+
+    def _cap(self, replica: Replica, prefill: Prefill, now_s: float) -> None:
+        """The cap on the replica's batches follows how long those that ask it can wait."""
+        capped, model = self._capped[id(replica)], replica.shape.preset.model
+        alone_s = model.zero_load_prefill_s(prefill.remaining_tokens)
+        capped.cap.asked(now_s, prefill.deadline_s - prefill.arrival_s - alone_s)
+        caps_s = capped.cap.caps_s(now_s, model, replica.shape.depth)
+        if caps_s != capped.plan.caps_s:
+            capped.plan = replace(capped.plan, caps_s=caps_s)
+            _hook(replica).post(SetCap(caps_s[0]))
 
     def _promotable(self, hook: SimulatedHook, now_s: float) -> Iterator[Prefill]:
         """Best effort in the engine that could still be promised, most urgent first."""
@@ -151,7 +173,8 @@ class PlannedFront:
         if not candidates:
             return
         self._promoted_s = now_s
-        decisions = self._decide(hook.view(now_s, {candidate.id for candidate in candidates}), candidates).by_id
+        view = hook.view(now_s, {candidate.id for candidate in candidates})
+        decisions = self._decide(replica, view, candidates).by_id
         for candidate in candidates:
             if decisions[candidate.id].admitted:
                 call = replica.calls[candidate.id]

@@ -1,11 +1,15 @@
 """The limit on a batch's duration while promises are being made.
 
-A request that arrives while a batch runs waits for its end, and for that of every other batch in flight. So the cap
-follows the tightest TTFT promised of late, divided by the batches in flight; but a batch that is mostly its fixed cost
-b helps nobody, so it does not fall below four times b (0.1 s on OPT-6.7B, 0.15 s on OPT-30B). When no promise was made
-for a while, nobody is kept waiting and the cap lapses.
+A request that arrives while a batch runs waits for its end, and for that of every other batch in flight. What it can
+wait is its patience: its TTFT less the time its own prefill takes. Where a batch lasts d and d exceeds the patience w,
+1 - w / d of those that arrive are hopeless on arrival, however idle the replica is. So the cap follows a low quantile
+of the patience of those that asked of late, divided by the batches in flight. A short batch is mostly its fixed cost b,
+which everybody pays: the cap does not fall below 2.5 b (62 ms on OPT-6.7B), and beyond 0.2 s, or 4 b on slower models,
+there is hardly anything left to win. When no promise was made for a while, nobody is kept waiting and the cap lapses.
 """
 
+import math
+from bisect import bisect_left, insort
 from collections import deque
 
 from services.core.perf_model import BatchShape, PerfModel
@@ -15,9 +19,13 @@ __all__ = ["CAP_STEPS", "DurationCap", "caps_around"]
 CAP_STEPS = (1.0, 1.4, 2.0)
 """The default cap and those tried on conflict, relative to the default."""
 
-_FIXED_COSTS = 4.0
+_FEWEST_FIXED_COSTS = 2.5
+_USUAL_FIXED_COSTS = 4.0
 _LONGEST_S = 0.200
 _LONGEST_SEARCHED_S = 0.260
+_GRAIN = 0.25  # of a fixed cost: smaller changes are not worth telling an engine
+_QUANTILE = 0.1
+_MOST_ASKED = 256
 
 
 def caps_around(cap_s: float) -> tuple[float, ...]:
@@ -27,30 +35,41 @@ def caps_around(cap_s: float) -> tuple[float, ...]:
 
 
 class DurationCap:
-    """Remembers the TTFTs promised in the last `window_s`; lapses `lapse_s` after the last promise."""
+    """Remembers what was asked in the last `window_s`; lapses `lapse_s` after the last promise."""
 
-    def __init__(self, *, window_s: float = 30.0, lapse_s: float = 5.0, default_ttft_s: float = 0.100) -> None:
+    def __init__(self, *, window_s: float = 30.0, lapse_s: float = 5.0) -> None:
         self._window_s = window_s
         self._lapse_s = lapse_s
-        self._default_ttft_s = default_ttft_s
-        self._promises: deque[tuple[float, float]] = deque()
+        self._promised_s = -math.inf
+        self._asked: deque[tuple[float, float]] = deque()  # when, patience
+        self._ascending: list[float] = []
 
-    def promised(self, now_s: float, ttft_s: float) -> None:
-        """A first token within `ttft_s` of arrival was asked for at `now_s`."""
-        # Kept ascending in TTFT: a looser promise made earlier can never again be the tightest in the window.
-        while self._promises and self._promises[-1][1] >= ttft_s:
-            self._promises.pop()
-        self._promises.append((now_s, ttft_s))
+    def asked(self, now_s: float, patience_s: float) -> None:
+        """Somebody asked for a first token so soon that it could wait `patience_s` before its prefill begins."""
+        self._asked.append((now_s, patience_s))
+        insort(self._ascending, patience_s)
+        self._forget(now_s)
+
+    def promised(self, now_s: float) -> None:
+        """Somebody was promised a first token, or would have been but for long batches."""
+        self._promised_s = now_s
 
     def lapsed(self, now_s: float) -> bool:
-        """Whether no promise was made recently; the latest promise is always the last one kept."""
-        return not self._promises or now_s - self._promises[-1][0] > self._lapse_s
+        """Whether no promise was made recently."""
+        return now_s - self._promised_s > self._lapse_s
 
     def caps_s(self, now_s: float, model: PerfModel, batches_in_flight: int = 1) -> tuple[float, ...]:
         """The caps for `PlanSettings.caps_s`, the default first."""
-        while self._promises and now_s - self._promises[0][0] > self._window_s:
-            self._promises.popleft()
-        tightest_s = self._promises[0][1] if self._promises else self._default_ttft_s
+        self._forget(now_s)
         fixed_s = model.seconds(BatchShape(0))
-        cap_s = max(tightest_s / max(1, batches_in_flight), _FIXED_COSTS * fixed_s)
-        return caps_around(min(cap_s, max(_LONGEST_S, _FIXED_COSTS * fixed_s)))
+        if not self._ascending:
+            return caps_around(_USUAL_FIXED_COSTS * fixed_s)
+        patience_s = self._ascending[int(_QUANTILE * len(self._ascending))] / max(1, batches_in_flight)
+        costs = math.floor(patience_s / (_GRAIN * fixed_s)) * _GRAIN
+        longest_s = max(_LONGEST_S, _USUAL_FIXED_COSTS * fixed_s)
+        return caps_around(min(max(costs, _FEWEST_FIXED_COSTS) * fixed_s, longest_s))
+
+    def _forget(self, now_s: float) -> None:
+        while self._asked and (len(self._asked) > _MOST_ASKED or now_s - self._asked[0][0] > self._window_s):
+            _, patience_s = self._asked.popleft()
+            del self._ascending[bisect_left(self._ascending, patience_s)]

@@ -160,10 +160,17 @@ class Promises:
             self._wanted(candidate)
             self._turned_away = True
 
+    def _asked(self, candidate: Candidate) -> None:
+        """Somebody wants its first token in time: the cap on batches follows how long such requests can wait."""
+        ttft_s, model = candidate.slo.ttft_s, self.ledger.perf_model
+        if ttft_s is not None and model is not None:
+            patience_s = ttft_s - model.zero_load_prefill_s(candidate.prefill.remaining_tokens)
+            self._cap.asked(self.clock.now_s(), patience_s)
+
     def _wanted(self, candidate: Candidate) -> None:
-        """A first token is to come in time: the cap on batches follows the tightest of them."""
+        """A first token is to come in time: batches are to stay short."""
         if candidate.slo.ttft_s is not None:
-            self._cap.promised(self.clock.now_s(), candidate.slo.ttft_s)
+            self._cap.promised(self.clock.now_s())
 
     def _slip_s(self) -> float:
         """How much later than planned a candidate decided now reaches the engine."""
@@ -181,6 +188,8 @@ class Promises:
     def _decide_fresh(self, fresh: Sequence[Candidate]) -> Answers:
         if not fresh:
             return {}
+        for candidate in fresh:
+            self._asked(candidate)
         decisions = self._run([candidate.prefill for candidate in fresh]).by_id
         contended = displaces(decisions.values(), {candidate.prefill.id for candidate in fresh})
         answers: Answers = {}

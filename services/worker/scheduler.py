@@ -146,6 +146,8 @@ class SloScheduler(Scheduler):  # type: ignore[misc]
         self._tracked[request.request_id] = self._by_request_id[terms.request_id] = tracked
         self._hook.waiting_count = len(self.waiting)
         self._hook.arrived(tracked, self._clock())
+        if self.cache_config.enable_prefix_caching and tracked.on_tier:
+            self._keep_prefix(request)
 
     def _free_request(self, request: Request, delay_free_blocks: bool = False) -> Any:
         """vLLM lets a request go: finished or aborted."""
@@ -262,6 +264,16 @@ class SloScheduler(Scheduler):  # type: ignore[misc]
             if request.num_computed_tokens == 0:
                 blocks, tracked.computed_tokens, _ = self.kv_cache_manager.get_computed_blocks(request)
                 tracked.shared_blocks = sum(block.ref_cnt > 0 for block in blocks.blocks[0])
+
+    def _keep_prefix(self, request: Request) -> None:
+        """Make what the prefix cache would give a request the last to be evicted: it was promised, or is planned, so.
+
+        A session that comes back after a while is first in line for eviction just then.
+        """
+        blocks, _, _ = self.kv_cache_manager.get_computed_blocks(request)
+        for group in blocks.blocks:
+            self.kv_cache_manager.block_pool.touch(group)
+            self.kv_cache_manager.block_pool.free_blocks(reversed(group))
 
     def _make_room(self, now_s: float, waiting: list[TrackedRequest]) -> None:
         """Preempt best effort, latest first, where promised work of the next batch lacks blocks or seats.

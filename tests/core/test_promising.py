@@ -70,21 +70,39 @@ def test_an_application_under_its_floor_weighs_ten_times_until_it_recovers() -> 
     assert floors.weight("new") == 1
 
 
-def test_the_cap_follows_the_tightest_recent_ttft_and_the_batches_in_flight() -> None:
+def test_the_cap_follows_how_long_one_in_ten_can_wait_and_the_batches_in_flight() -> None:
     cap, model = DurationCap(window_s=10.0), preset("opt-6.7b-a100").model
-    cap.promised(0.0, 0.3)
-    cap.promised(1.0, 0.12)
-    cap.promised(2.0, 0.5)
-    assert cap.caps_s(3.0, model)[0] == pytest.approx(0.12)
-    assert cap.caps_s(3.0, model, batches_in_flight=2)[0] == pytest.approx(4 * 0.0248)
-    assert cap.caps_s(11.5, model)[0] == pytest.approx(0.2)
+    fixed_s = 0.0248
+    for patience_s in (0.3, 0.12, 0.5):
+        cap.asked(1.0, patience_s)
+    assert cap.caps_s(3.0, model)[0] == pytest.approx(4.75 * fixed_s)  # 0.12 s, down to a quarter of a fixed cost
+    assert cap.caps_s(3.0, model, batches_in_flight=2)[0] == pytest.approx(2.5 * fixed_s)
     assert list(cap.caps_s(3.0, model)) == sorted(cap.caps_s(3.0, model))
+    for _ in range(17):
+        cap.asked(4.0, 0.5)
+    assert cap.caps_s(4.0, model)[0] == pytest.approx(0.2)  # one of twenty is not one in ten
+    cap.asked(8.0, 0.01)
+    assert cap.caps_s(10.9, model)[0] == pytest.approx(0.2)
+    assert cap.caps_s(11.5, model)[0] == pytest.approx(0.2)
+    assert cap.caps_s(14.5, model)[0] == pytest.approx(2.5 * fixed_s)  # it alone is remembered
+    assert cap.caps_s(18.5, model)[0] == pytest.approx(4 * fixed_s)  # nobody is
+
+
+def test_the_cap_remembers_the_latest_however_many_ask() -> None:
+    cap, model = DurationCap(), preset("opt-6.7b-a100").model
+    for _ in range(1000):
+        cap.asked(0.0, 0.07)
+    for _ in range(240):
+        cap.asked(1.0, 0.5)
+    assert cap.caps_s(1.0, model)[0] == pytest.approx(0.2)
 
 
 def test_the_cap_scales_with_the_fixed_cost_and_lapses_without_promises() -> None:
     cap, slow = DurationCap(lapse_s=5.0), preset("opt-30b-a100").model
-    assert cap.lapsed(0.0)
-    cap.promised(0.0, 0.1)
     assert cap.caps_s(0.0, slow)[0] == pytest.approx(4 * 0.0379)
+    cap.asked(0.0, 0.05)
+    assert cap.caps_s(0.0, slow)[0] == pytest.approx(2.5 * 0.0379)
+    assert cap.lapsed(0.0)
+    cap.promised(0.0)
     assert not cap.lapsed(5.0)
     assert cap.lapsed(5.1)

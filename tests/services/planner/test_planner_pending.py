@@ -84,18 +84,18 @@ async def test_the_engines_decision_on_a_pending_request_is_remembered(planner) 
         assert ledger.history.get("kept").admitted
 
 
-async def test_the_cap_on_batches_is_streamed_and_follows_the_tightest_first_token(planner) -> None:
+async def test_the_cap_on_batches_is_streamed_and_follows_how_long_first_tokens_can_wait(planner) -> None:
     now_us = planner.clock.now_us()
     async with planner.worker(a_state(now_us)) as stream:
         first = await stream.next_parameters()
         await planner.admit(a_candidate(now_us, "r1", ttft_ms=150, prompt_tokens=100))
         await stream.send(a_state(now_us, 2, full=False))
         second = await stream.next_parameters()
-    assert first.duration_cap_ms == 100
-    assert second.duration_cap_ms == 150
+    assert first.duration_cap_ms == 80
+    assert second.duration_cap_ms == 120  # 150 less 28 of its own, in steps of 5
     settings = planner.runs[-1].settings
-    assert settings.caps_s[0] == 0.1
-    assert planner.fleet.get("gpu-0").promises.settings().caps_s == pytest.approx((0.15, 0.15 * CAP_STEPS[1], 0.26))
+    assert settings.caps_s == pytest.approx((0.12, 0.12 * CAP_STEPS[1], 0.24))
+    assert planner.fleet.get("gpu-0").promises.settings().caps_s == settings.caps_s
 
 
 async def test_two_batches_in_flight_halve_the_cap_down_to_what_a_batch_costs(planner) -> None:
@@ -104,7 +104,7 @@ async def test_two_batches_in_flight_halve_the_cap_down_to_what_a_batch_costs(pl
         await stream.next_parameters()
         await planner.admit(a_candidate(now_us, "r1", ttft_ms=300, prompt_tokens=100))
         await stream.send(a_state(now_us, 2, full=False, batches_in_flight=2))
-        assert (await stream.next_parameters()).duration_cap_ms == 150
+        assert (await stream.next_parameters()).duration_cap_ms == 135
 
 
 async def test_a_plan_puts_no_more_into_a_batch_than_the_engine_does(planner) -> None:
@@ -149,5 +149,5 @@ async def test_the_worker_is_told_that_a_promise_was_wanted_and_the_next_one_is_
         later_us = planner.clock.now_us()
         await stream.send(a_state(later_us, 2, full=False, engine_free_at_us=later_us + 20_000))
         assert (await stream.next_parameters()).promises_wanted
-        [answer] = await planner.admit(a_candidate(later_us, "r2", ttft_ms=200, prompt_tokens=100))
+        [answer] = await planner.admit(a_candidate(planner.clock.now_us(), "r2", ttft_ms=200, prompt_tokens=100))
         assert answer.verdict.kind == ADMITTED

@@ -5,7 +5,7 @@ import random
 import pytest
 from vllm.v1.core.sched.scheduler import Scheduler
 
-from services.core.slo import StageKind
+from services.core.slo import BEST_EFFORT, StageKind
 from services.worker.hash_tokens import HashTokens
 from services.worker.request_terms import StageTerms
 from services.worker.scheduler import AsyncSloScheduler, SloScheduler, SyncSloScheduler
@@ -209,3 +209,19 @@ def test_no_name_of_ours_hides_one_of_vllm() -> None:
         assert ours == {"_clock", "_token_limit", "_total_blocks", "_hook", "_tracked", "_by_request_id", "_numbers",
                         "_limits", "_last_budget", "_stalled", "_drafts", "_link", "_reporter",
                         "_ageing"}  # fmt: skip
+
+
+@pytest.mark.parametrize("tier", ["loose", BEST_EFFORT])
+def test_what_a_promise_finds_in_the_prefix_cache_is_the_last_to_be_evicted(tier: str) -> None:
+    with driven(preset="opt-6.7b-a100", kv_blocks=200, prefix_caching=True) as replica:
+        session = replica.send("session", 1600, 2)
+        replica.run()
+        replica.send("other", 960, 2)
+        replica.run()
+        on_tier = tier != BEST_EFFORT
+        back = replica.send("back", [*session.request.prompt_token_ids, 5], 2, ttft_s=5.0, tier=tier, promised=on_tier)
+        replica.send("rival", 1000, 2, ttft_s=0.5)  # its blocks are taken in the same step, before those of `back`
+        replica.run()
+        computed = sum(batch.num_scheduled_tokens.get("back", 0) for batch in replica.batches)
+        assert len(back.tokens) == 2
+        assert (computed == 2) is on_tier  # its own last prompt token, and one to decode
