@@ -23,6 +23,8 @@ _LIMITS = {
     sim.LIMIT_TOKENS: BatchLimit.TOKENS,
 }
 
+_FIXED_COSTS = 1.6
+
 
 class Filling:
     """Turns the first batch of a simulated plan into ids and fills what is left with best effort."""
@@ -38,6 +40,9 @@ class Filling:
         self.view, self.settings, self.columns = view, settings, columns
         self.coef, self.tiers = view.model.coef, tiers
         self.margin_s = settings.margin_s + view.model.margin_s
+        self.best_effort_cap_s = settings.best_effort_cap_s
+        if self.best_effort_cap_s > 0:  # on a slow engine an empty batch alone may take as long
+            self.best_effort_cap_s = max(self.best_effort_cap_s, _FIXED_COSTS * seconds(self.coef, 0, 0.0, 0, 0))
         self.skipped_ids = skipped_ids
         self.waiting = [p for p in view.prefills if p.tier == BEST_EFFORT_TIER]
         on_tier = columns.on_tier.rows
@@ -63,7 +68,7 @@ class Filling:
         chunks = [self._chunk(prefill, tokens) for prefill, tokens in zip(queue, planned, strict=True) if tokens > 0]
         prefill = tuple(chunk for chunk in chunks if chunk is not None)
         limit_s, limit = outcome.first_limit_s, _LIMITS[outcome.first_limit]
-        best_effort_s = min(limit_s, self.settings.best_effort_cap_s)
+        best_effort_s = min(limit_s, self.best_effort_cap_s)
         return self._plan(prefill, limit_s, limit, best_effort_s, cap_s)
 
     def fill_without_prefill(self) -> BatchPlan:
@@ -96,7 +101,7 @@ class Filling:
         if not any_waiting:
             return shortest, BatchLimit.WORK
         slack_s = self.due_s - self.view.start_s - self.margin_s
-        cap_s = math.inf if self.settings.cap_lapsed else self.settings.best_effort_cap_s
+        cap_s = math.inf if self.settings.cap_lapsed else self.best_effort_cap_s
         if slack_s < cap_s:
             return max(shortest, slack_s), BatchLimit.SLACK
         return max(shortest, cap_s), BatchLimit.CAP

@@ -116,7 +116,8 @@ class PlanSettings:
     margin_s: safety on every decode and first-token deadline, on top of the model's own margin.
     min_prefill_tokens: every batch has room for this many prefill tokens beside the decoders.
     max_batch_tokens: the engine's own limit on tokens per batch.
-    best_effort_cap_s: limit on a batch that only best effort would lengthen.
+    best_effort_cap_s: limit on a batch that only best effort would lengthen, or 1.6 fixed costs of a batch where that
+        is more; 0: no best effort.
     cap_lapsed: no promise was made recently, so that best effort may fill batches of `max_batch_tokens`.
     hold_first_token: the output path holds first tokens until their deadline, which banks slack for decoding.
     early_spend: on conflict, the share of the remaining TPOT budget that decoders may be late by in between and

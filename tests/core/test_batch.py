@@ -98,6 +98,15 @@ def test_best_effort_gets_what_is_left_and_only_short_batches() -> None:
     assert plan.duration_s == pytest.approx(SETTINGS.best_effort_cap_s, abs=1e-4)
 
 
+def test_best_effort_gets_something_on_an_engine_whose_batches_are_never_short() -> None:
+    slow = preset("opt-30b-a100").model
+    state = replace(view([decoder("a", 0.5)], [waiting("bulk", 0.0, 9000, tier=BEST_EFFORT_TIER)]), model=slow)
+    plan = form_batch(state, SETTINGS)
+    assert slow.seconds(BatchShape(0)) < SETTINGS.best_effort_cap_s < plan.duration_s
+    assert plan.duration_s == pytest.approx(1.6 * slow.seconds(BatchShape(0)), abs=1e-3)
+    assert not form_batch(state, replace(SETTINGS, best_effort_cap_s=0.0)).best_effort_prefill
+
+
 def test_best_effort_fills_whole_batches_once_the_cap_has_lapsed() -> None:
     bulk = [waiting(f"bulk{i}", 0.0, 6000, tier=BEST_EFFORT_TIER) for i in range(3)]
     plan = form_batch(view((), bulk), PlanSettings(cap_lapsed=True))
