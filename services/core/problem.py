@@ -13,11 +13,12 @@ from services.core.columns import (
     TierColumns,
     queue_of,
     tiers_of,
+    with_verified,
 )
 from services.core.compiled import compiled, seconds
 from services.core.view import PlanSettings, Prefill, ReplicaView
 
-__all__ = ["EPS_S", "Base", "Limits", "Problem", "problem_of", "with_spend"]
+__all__ = ["EPS_S", "Base", "Limits", "Problem", "problem_of", "with_lengths", "with_spend"]
 
 EPS_S = 1e-9
 """Times closer than this are equal: far above float error, far below anything an engine can do."""
@@ -81,6 +82,13 @@ def problem_of(
     return Problem(
         coef, view.start_s, limits, tiers, _base(coef, view.start_s, limits, columns, tiers), queue_of(items)
     )
+
+
+def with_lengths(problem: Problem, columns: DecoderColumns, settings: PlanSettings) -> Problem:
+    """The same problem with the draft lengths of `settings`."""
+    tiers = with_verified(problem.tiers.tpot, settings)
+    base = _base(problem.coef, problem.start_s, problem.limits, columns, tiers)
+    return problem._replace(tiers=tiers, base=base)
 
 
 def with_spend(problem: Problem, columns: DecoderColumns, early_spend: float) -> Problem:

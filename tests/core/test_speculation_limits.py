@@ -8,12 +8,13 @@ from hypothesis import strategies as st
 from services.core.admission import Policy, decide, plan_for
 from services.core.batch import form_batch
 from services.core.columns import columns_of
+from services.core.draft_lengths import choose_lengths
 from services.core.fluid import flow_at, fluid_of
 from services.core.memory import forecast
 from services.core.perf_model import BatchShape, PerfModel, Segment
 from services.core.problem import Problem, problem_of
 from services.core.simulate import IN_TIME, simulate
-from services.core.speculation import choose_lengths, expected_tokens
+from services.core.speculation import expected_tokens
 from services.core.view import Decoder, PlanSettings, Prefill, ReplicaView
 
 MODEL = PerfModel((Segment(7e-5, b=0.025),))
