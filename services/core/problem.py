@@ -41,7 +41,8 @@ class Base(NamedTuple):
     """Decoders on tiers, sorted by remaining steps; column p of the tables sums up those from position p on.
 
     Tiers come twice as table rows: row t for decoders in time, row n + t for those already late, which must hurry
-    but can no longer be harmed. `least` is relative to the start of the plan, margin taken off.
+    but can no longer be harmed. `least` is relative to the start of the plan, margin taken off. `most_context` is no
+    less than the context of all decoders at their ends, `most_blocks` than the blocks they hold then.
     """
 
     steps: Ints
@@ -50,6 +51,8 @@ class Base(NamedTuple):
     number: Ints
     least: Floats
     context: Floats
+    most_context: float
+    most_blocks: float
 
 
 class Problem(NamedTuple):
@@ -128,6 +131,7 @@ def _sort_decoders(
     steps = np.empty(n, np.int64)
     tokens = 0
     total_context = 0.0
+    most_context = 0.0
     draft = 0
     for i in range(n):
         r = rows[i]
@@ -135,6 +139,8 @@ def _sort_decoders(
         tokens += tiers.verify[tier[r]]
         draft = max(draft, tiers.verify[tier[r]] - 1)
         total_context += context[r]
+        most_context += context[r] + steps[i] * tiers.gain[tier[r]]
+    most_blocks = (most_context + tokens) / limits.block_size + n
     shortest = seconds(coef, tokens, total_context, n, draft)
     order = np.argsort(steps)
     sorted_tier = np.empty(n, np.int64)
@@ -158,4 +164,4 @@ def _sort_decoders(
         from_context[p] = from_context[p + 1] + context[r]
         sorted_tier[p] = c
         length[p] = context[r]
-    return Base(steps[order], sorted_tier, length, number, least, from_context)
+    return Base(steps[order], sorted_tier, length, number, least, from_context, most_context, most_blocks)
