@@ -23,7 +23,6 @@ from typing import Annotated, TypeVar
 
 import numpy as np
 import typer
-from numpy.typing import NDArray
 
 from bench.plan_quality import Quality, measure_quality
 from bench.report_files import RESULTS, markdown_table, provenance, write_result
@@ -184,16 +183,19 @@ def _candidate(rng: random.Random, index: int, tiers: int, of: int, running: int
 
 def _row(what: str, policy: Policy | None, cell: Cell, took_s: Sequence[tuple[float, float]], kept: float) -> Row:
     wall_ms, cpu_ms = np.array(took_s).T * 1e3
-    name = policy.value if policy else "-"
-    return Row(what, name, **asdict(cell), **_quantiles(wall_ms, cpu_ms), kept=kept)
-
-
-def _quantiles(wall_ms: NDArray[np.float64], cpu_ms: NDArray[np.float64]) -> dict[str, float]:
-    return {
-        "median_ms": float(np.median(wall_ms)),
-        "p99_ms": float(np.quantile(wall_ms, 0.99)),
-        "cpu_p99_ms": float(np.quantile(cpu_ms, 0.99)),
-    }
+    return Row(
+        what,
+        policy.value if policy else "-",
+        cell.running,
+        cell.candidates,
+        cell.tiers,
+        cell.memory,
+        cell.drafts,
+        float(np.median(wall_ms)),
+        float(np.quantile(wall_ms, 0.99)),
+        float(np.quantile(cpu_ms, 0.99)),
+        kept,
+    )
 
 
 def _line(row: Row) -> str:

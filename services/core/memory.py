@@ -24,7 +24,7 @@ from services.core.compiled import compiled, seconds
 from services.core.problem import Problem
 from services.core.simulate import LEFT_OUT
 
-__all__ = ["Forecast", "forecast", "memory_surely_fits", "surely_fits"]
+__all__ = ["Forecast", "forecast", "memory_lasts", "memory_surely_fits", "surely_fits"]
 
 
 class Forecast(NamedTuple):
@@ -49,7 +49,15 @@ def memory_surely_fits(problem: Problem, standing: Ints) -> bool:
         if standing[j] != LEFT_OUT:
             most = queue.remaining[j] + queue.computed[j] + queue.output[j] + problem.tiers.verify[queue.tier[j]]
             blocks += most / size + 1
-    return blocks <= problem.limits.blocks
+    return bool(blocks <= problem.limits.blocks)
+
+
+@compiled
+def memory_lasts(problem: Problem, standing: Ints, began: Ints, joined: Ints) -> bool:
+    """Whether the blocks last for the plan (see `forecast`)."""
+    if memory_surely_fits(problem, standing):
+        return True
+    return forecast(problem, standing, began, joined).peak_blocks <= problem.limits.blocks
 
 
 @compiled

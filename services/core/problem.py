@@ -43,6 +43,10 @@ class Base(NamedTuple):
     Tiers come twice as table rows: row t for decoders in time, row n + t for those already late, which must hurry
     but can no longer be harmed. `least` is relative to the start of the plan, margin taken off. `most_context` is no
     less than the context of all decoders at their ends, `most_blocks` than the blocks they hold then.
+
+    With drafts a request's last step brings what is left of it, which may be fewer tokens than others and then due
+    earlier: `last_due` is when, the earliest among those with as many steps from position p on, and `last_tier` whose
+    that is (infinite and -1 for those whose steps bring one token anyway, and for the late).
     """
 
     steps: Ints
@@ -51,6 +55,8 @@ class Base(NamedTuple):
     number: Ints
     least: Floats
     context: Floats
+    last_due: Floats
+    last_tier: Ints
     most_context: float
     most_blocks: float
 
@@ -148,6 +154,8 @@ def _sort_decoders(
     number = np.zeros((2 * num_tiers, n + 1), np.int64)
     least = np.full((2 * num_tiers, n + 1), np.inf)
     from_context = np.zeros(n + 1)
+    last_due = np.full(n, np.inf)
+    last_tier = np.full(n, -1, np.int64)
     for p in range(n - 1, -1, -1):
         r = rows[order[p]]
         c = tier[r]
@@ -161,7 +169,15 @@ def _sort_decoders(
             least[q, p] = least[q, p + 1]
         number[row, p] += 1
         least[row, p] = min(least[row, p], slack)
+        if row == c and tiers.gain[c] != 1.0:
+            last_due[p] = deadline[r] - start_s - limits.margin_s + max(0, remaining[r] - 1) * tiers.tpot[c]
+            last_tier[p] = c
+        if p + 1 < n and steps[order[p + 1]] == steps[order[p]] and last_due[p + 1] < last_due[p]:
+            last_due[p] = last_due[p + 1]
+            last_tier[p] = last_tier[p + 1]
         from_context[p] = from_context[p + 1] + context[r]
         sorted_tier[p] = c
         length[p] = context[r]
-    return Base(steps[order], sorted_tier, length, number, least, from_context, most_context, most_blocks)
+    return Base(
+        steps[order], sorted_tier, length, number, least, from_context, last_due, last_tier, most_context, most_blocks
+    )
