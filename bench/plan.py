@@ -5,8 +5,8 @@ Times `admission.decide` (building arrays, solving, answers with their constrain
 fresh candidates, about a third of which do not fit, so that caches of the last answer or easy instances flatter
 nobody. Garbage collection is left on, as it is in the services.
 
-Rows with drafts are of an engine that speculates: acceptance rates are given and the core chooses the lengths, anew in
-every call.
+Rows with drafts are of an engine that speculates: acceptance rates are given and every decision chooses the lengths;
+batches have them chosen before, as the hook does every few steps.
 
 Wall time is what a caller waits for: the bars are judged by its p99. CPU time of the thread stands beside it; where the
 two differ by milliseconds the machine was busy with something else, and the run says little.
@@ -29,6 +29,7 @@ from bench.report_files import RESULTS, markdown_table, provenance, write_result
 from services.core.admission import Policy, decide
 from services.core.batch import form_batch
 from services.core.columns import columns_of
+from services.core.drafts import with_draft_lengths
 from services.core.presets import preset
 from services.core.view import Decoder, PlanSettings, Prefill, ReplicaView
 from services.core.warm import warm_up
@@ -131,7 +132,7 @@ def _time_decisions(policy: Policy, cell: Cell, repeats: int, seed: int) -> Row:
 
 
 def _time_batches(running: int, drafts: bool, repeats: int, seed: int) -> Row:
-    """Batch formation as the hook calls it: decoders in columns, four promised prefills that fit."""
+    """Batch formation as the hook calls it: decoders in columns, four promised prefills that fit, lengths chosen."""
     cell = Cell(running, 4, 2, "loose", drafts)
     rng = random.Random(f"{seed} {running}")
     took: list[tuple[float, float]] = []
@@ -140,8 +141,10 @@ def _time_batches(running: int, drafts: bool, repeats: int, seed: int) -> Row:
         asked = [_candidate(rng, index, 2, 4, running) for index in range(4)]
         fitting = decide(view, asked, settings=cell.settings).by_id
         held = [replace(p, promised=True) for p in asked if fitting[p.id].admitted]
-        view = replace(view, decoders=columns_of(view.decoders), prefills=held)
-        took.append(_timed(partial(form_batch, view, cell.settings))[0])
+        columns = columns_of(view.decoders)
+        settings = with_draft_lengths(cell.settings, view.model, columns, held)
+        view = replace(view, decoders=replace(columns), prefills=held)  # nothing of it summed up yet
+        took.append(_timed(partial(form_batch, view, settings))[0])
     return _row("form_batch", None, cell, took, 1.0)
 
 
