@@ -21,10 +21,10 @@ import numpy as np
 
 from services.core.columns import Ints
 from services.core.compiled import compiled, seconds
-from services.core.problem import Problem
-from services.core.simulate import LEFT_OUT
+from services.core.problem import Base, Problem
+from services.core.simulate import IN_TIME, LEFT_OUT
 
-__all__ = ["Forecast", "forecast", "memory_lasts", "memory_surely_fits", "surely_fits"]
+__all__ = ["Forecast", "forecast", "memory_lasts", "memory_surely_fits", "surely_fits", "with_peak"]
 
 
 class Forecast(NamedTuple):
@@ -50,6 +50,23 @@ def memory_surely_fits(problem: Problem, standing: Ints) -> bool:
             most = queue.remaining[j] + queue.computed[j] + queue.output[j] + problem.tiers.verify[queue.tier[j]]
             blocks += most / size + 1
     return bool(blocks <= problem.limits.blocks)
+
+
+@compiled
+def with_peak(problem: Problem) -> Problem:
+    """The same problem, its decoders known to need no more blocks than their own forecast says: a closer bound."""
+    coef, start_s, limits, tiers, base, queue = problem
+    rows = queue.tier.shape[0]
+    if memory_surely_fits(problem, np.full(rows, IN_TIME, np.int64)):
+        return problem
+    never = np.full(rows, -1, np.int64)
+    alone = forecast(problem, np.full(rows, LEFT_OUT, np.int64), never, never).peak_blocks
+    most_blocks = min(base.most_blocks, float(alone))
+    closer = Base(
+        base.steps, base.tier, base.length, base.number, base.least, base.context, base.last_due, base.last_tier,
+        base.most_context, most_blocks,
+    )  # fmt: skip
+    return Problem(coef, start_s, limits, tiers, closer, queue)
 
 
 @compiled
