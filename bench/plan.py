@@ -5,6 +5,9 @@ Times `admission.decide` (building arrays, solving, answers with their constrain
 fresh candidates, about a third of which do not fit, so that caches of the last answer or easy instances flatter
 nobody. Garbage collection is left on, as it is in the services.
 
+Rows with drafts are of an engine that speculates: acceptance rates are given and every decision chooses the lengths;
+batches have them chosen before, as the hook does every few steps.
+
 Wall time is what a caller waits for: the bars are judged by its p99. CPU time of the thread stands beside it; where the
 two differ by milliseconds the machine was busy with something else, and the run says little.
 """
@@ -20,13 +23,13 @@ from typing import Annotated, TypeVar
 
 import numpy as np
 import typer
-from numpy.typing import NDArray
 
 from bench.plan_quality import Quality, measure_quality
 from bench.report_files import RESULTS, markdown_table, provenance, write_result
 from services.core.admission import Policy, decide
 from services.core.batch import form_batch
 from services.core.columns import columns_of
+from services.core.drafts import with_draft_lengths
 from services.core.presets import preset
 from services.core.view import Decoder, PlanSettings, Prefill, ReplicaView
 from services.core.warm import warm_up
@@ -37,15 +40,18 @@ _PRESET = "opt-6.7b-a100"
 _TPOTS_S = (0.050, 0.100, 0.075)
 _RUNNING = (0, 64, 128, 256, 512)
 _CANDIDATES = (1, 4, 16, 32, 64)
+_MEMORIES = ("loose", "tight")
 _BARS_MS = {(256, 32, 2): 1.0, (512, 64, 3): 5.0}
 _FORM_BAR_US = 100.0
+_ACCEPTANCE = (0.8, 0.5, 0.3)
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Decision times of one cell, milliseconds. `kept` is the mean share of candidates that fit."""
+    """Decision times of one cell, milliseconds. `kept` is the mean share of candidates that fit, `drafts` whether the
+    engine speculates."""
 
     what: str
     policy: str
@@ -53,6 +59,7 @@ class Row:
     candidates: int
     tiers: int
     memory: str
+    drafts: bool
     median_ms: float
     p99_ms: float
     cpu_p99_ms: float
@@ -72,11 +79,11 @@ def main(
         warm_up(one)
     rows: list[Row] = []
     for one in policies:
-        for running, candidates, tiers, memory in _cells():
-            rows.append(_time_decisions(one, running, candidates, tiers, memory, repeats, seed))
+        for cell in _cells():
+            rows.append(_time_decisions(one, cell, repeats, seed))
             typer.echo(_line(rows[-1]))
-    for running in _RUNNING[1:]:
-        rows.append(_time_batches(running, repeats, seed))
+    for running, drafts in [*((running, False) for running in _RUNNING[1:]), (256, True)]:
+        rows.append(_time_batches(running, drafts, repeats, seed))
         typer.echo(_line(rows[-1]))
     qualities = [measure_quality(small, seed, weighted=weighted) for weighted in (False, True)] if small else []
     for quality in qualities:
@@ -84,43 +91,61 @@ def main(
     _store(out, rows, qualities, repeats, seed)
 
 
-def _cells() -> Iterator[tuple[int, int, int, str]]:
-    """Running x candidates at two tiers, both memories; then tiers at the two cells that have a bar."""
-    for running, candidates, memory in itertools.product(_RUNNING, _CANDIDATES, ("loose", "tight")):
-        yield running, candidates, 2, memory
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What is decided on. Memory is `loose` or `tight`."""
+
+    running: int
+    candidates: int
+    tiers: int
+    memory: str
+    drafts: bool = False
+
+    @property
+    def settings(self) -> PlanSettings:
+        """What the core plans it with."""
+        return PlanSettings(acceptance=_ACCEPTANCE[: self.tiers] if self.drafts else ())
+
+
+def _cells() -> Iterator[Cell]:
+    """Running x candidates at two tiers, both memories; tiers at the two cells that have a bar; those with drafts."""
+    for running, candidates, memory in itertools.product(_RUNNING, _CANDIDATES, _MEMORIES):
+        yield Cell(running, candidates, 2, memory)
     for (running, candidates), tiers in itertools.product(((256, 32), (512, 64)), (1, 3)):
-        yield running, candidates, tiers, "loose"
-        yield running, candidates, tiers, "tight"
+        for memory in _MEMORIES:
+            yield Cell(running, candidates, tiers, memory)
+    for (running, candidates, tiers), memory in itertools.product(_BARS_MS, _MEMORIES):
+        yield Cell(running, candidates, tiers, memory, drafts=True)
 
 
-def _time_decisions(
-    policy: Policy, running: int, candidates: int, tiers: int, memory: str, repeats: int, seed: int
-) -> Row:
-    rng = random.Random(f"{seed} {running} {candidates} {tiers} {memory}")
-    settings = PlanSettings()
+def _time_decisions(policy: Policy, cell: Cell, repeats: int, seed: int) -> Row:
+    rng = random.Random(f"{seed} {cell.running} {cell.candidates} {cell.tiers} {cell.memory}")
     took: list[tuple[float, float]] = []
     kept: list[float] = []
     for _ in range(repeats):
-        view = _replica(rng, running, tiers, memory)
-        asked = [_candidate(rng, index, tiers, candidates, running) for index in range(candidates)]
-        spent, decisions = _timed(partial(decide, view, asked, policy, settings))
+        view = _replica(rng, cell.running, cell.tiers, cell.memory)
+        asked = [_candidate(rng, index, cell.tiers, cell.candidates, cell.running) for index in range(cell.candidates)]
+        spent, decisions = _timed(partial(decide, view, asked, policy, cell.settings))
         took.append(spent)
-        kept.append(len(decisions.admitted_ids) / candidates)
-    return _row("decide", policy, running, candidates, tiers, memory, took, float(np.mean(kept)))
+        kept.append(len(decisions.admitted_ids) / cell.candidates)
+    return _row("decide", policy, cell, took, float(np.mean(kept)))
 
 
-def _time_batches(running: int, repeats: int, seed: int) -> Row:
-    """Batch formation as the hook calls it: decoders in columns, four promised prefills that fit."""
+def _time_batches(running: int, drafts: bool, repeats: int, seed: int) -> Row:
+    """Batch formation as the hook calls it: decoders in columns, four promised prefills that fit, lengths chosen."""
+    cell = Cell(running, 4, 2, "loose", drafts)
     rng = random.Random(f"{seed} {running}")
     took: list[tuple[float, float]] = []
     for _ in range(repeats):
         view = _replica(rng, running, 2, "loose")
         asked = [_candidate(rng, index, 2, 4, running) for index in range(4)]
-        fitting = decide(view, asked).by_id
+        fitting = decide(view, asked, settings=cell.settings).by_id
         held = [replace(p, promised=True) for p in asked if fitting[p.id].admitted]
-        view = replace(view, decoders=columns_of(view.decoders), prefills=held)
-        took.append(_timed(partial(form_batch, view, PlanSettings()))[0])
-    return _row("form_batch", None, running, 4, 2, "loose", took, 1.0)
+        columns = columns_of(view.decoders)
+        settings = with_draft_lengths(cell.settings, view.model, columns, held)
+        view = replace(view, decoders=replace(columns), prefills=held)  # nothing of it summed up yet
+        took.append(_timed(partial(form_batch, view, settings))[0])
+    return _row("form_batch", None, cell, took, 1.0)
 
 
 def _timed(call: Callable[[], T]) -> tuple[tuple[float, float], T]:
@@ -159,30 +184,28 @@ def _candidate(rng: random.Random, index: int, tiers: int, of: int, running: int
     )
 
 
-def _row(
-    what: str,
-    policy: Policy | None,
-    running: int,
-    candidates: int,
-    tiers: int,
-    memory: str,
-    took_s: Sequence[tuple[float, float]],
-    kept: float,
-) -> Row:
+def _row(what: str, policy: Policy | None, cell: Cell, took_s: Sequence[tuple[float, float]], kept: float) -> Row:
     wall_ms, cpu_ms = np.array(took_s).T * 1e3
-    name = policy.value if policy else "-"
-    return Row(what, name, running, candidates, tiers, memory, *_quantiles(wall_ms, cpu_ms), kept)
-
-
-def _quantiles(wall_ms: NDArray[np.float64], cpu_ms: NDArray[np.float64]) -> tuple[float, float, float]:
-    return float(np.median(wall_ms)), float(np.quantile(wall_ms, 0.99)), float(np.quantile(cpu_ms, 0.99))
+    return Row(
+        what,
+        policy.value if policy else "-",
+        cell.running,
+        cell.candidates,
+        cell.tiers,
+        cell.memory,
+        cell.drafts,
+        float(np.median(wall_ms)),
+        float(np.quantile(wall_ms, 0.99)),
+        float(np.quantile(cpu_ms, 0.99)),
+        kept,
+    )
 
 
 def _line(row: Row) -> str:
     return (
         f"{row.what:<10} {row.policy:<6} {row.running:>4} running {row.candidates:>3} candidates {row.tiers} tiers "
-        f"{row.memory:<5}  median {row.median_ms:7.3f} ms  p99 {row.p99_ms:7.3f} ms  "
-        f"CPU p99 {row.cpu_p99_ms:6.3f} ms  kept {row.kept:4.0%}{_bar(row)}"
+        f"{row.memory:<5}{' drafts' if row.drafts else '':<7} median {row.median_ms:7.3f} ms  "
+        f"p99 {row.p99_ms:7.3f} ms  CPU p99 {row.cpu_p99_ms:6.3f} ms  kept {row.kept:4.0%}{_bar(row)}"
     )
 
 
@@ -211,9 +234,9 @@ def _store(out: Path, rows: Sequence[Row], qualities: Sequence[Quality], repeats
         "rows": [asdict(row) for row in rows],
         "quality": [asdict(quality) for quality in qualities],
     }
-    header = ("what", "policy", "running", "candidates", "tiers", "memory")
+    header = ("what", "policy", "running", "candidates", "tiers", "memory", "drafts")
     table = [
-        [r.what, r.policy, str(r.running), str(r.candidates), str(r.tiers), r.memory]
+        [r.what, r.policy, str(r.running), str(r.candidates), str(r.tiers), r.memory, "yes" if r.drafts else ""]
         + [f"{ms:.3f}" for ms in (r.median_ms, r.p99_ms, r.cpu_p99_ms)]
         + [f"{r.kept:.0%}", _bar(r).removeprefix("  bar: ")]
         for r in rows
@@ -223,7 +246,8 @@ def _store(out: Path, rows: Sequence[Row], qualities: Sequence[Quality], repeats
         "plan",
         result,
         f"# Decision times\n\n`python -m bench plan`, {_PRESET}, {repeats} random replicas per row, seed {seed}. "
-        "Bars are judged by p99 of wall time.\n\n"
+        f"Bars are judged by p99 of wall time. With drafts: acceptance {', '.join(map(str, _ACCEPTANCE))} by tier, "
+        "lengths chosen in the decision.\n\n"
         + markdown_table((*header, "median ms", "p99 ms", "CPU p99 ms", "kept", "bar"), table)
         + "\n## Of the best possible\n\n"
         + "".join(f"- {_quality_line(quality)}\n" for quality in qualities),

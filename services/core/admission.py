@@ -20,7 +20,7 @@ from services.core.constraint import Constraint
 from services.core.dp_solver import solve_exactly
 from services.core.drafts import late_decoders, with_draft_lengths, without_drafts
 from services.core.explain import constraint_of, found_causes
-from services.core.problem import Problem, problem_of, with_spend
+from services.core.problem import Problem, problem_of, with_lengths, with_spend
 from services.core.simulate import IN_TIME
 from services.core.view import SERVING_ORDER, PlanSettings, Prefill, ReplicaView
 
@@ -124,12 +124,11 @@ def decide(
 
 def plan_for(view: ReplicaView, candidates: Sequence[Prefill], policy: Policy, settings: PlanSettings) -> Plan:
     """Solve; where draft lengths are to be chosen, for everything asked and again for what that kept, and without."""
-    asked = [p for p in (*view.prefills, *candidates) if p.tier >= 0 and not p.promised]
-    held = [p for p in view.prefills if p.tier >= 0 and p.promised]
-    items = sorted([*held, *asked], key=SERVING_ORDER)
-    columns = columns_of(view.decoders)
+    question = _question(view, candidates, policy, settings)
+    columns, items = question.columns, question.items
     drafting = with_draft_lengths(settings, view.model, columns, items)
-    plan = _solved(view, columns, items, asked, policy, drafting)
+    problem = problem_of(view, columns, items, drafting, 0.0)
+    plan = question.solved(problem, drafting)
     if drafting is settings:
         return plan
     kept = [item for item, standing in zip(items, plan.solution.standing.tolist(), strict=True) if standing]
@@ -139,7 +138,7 @@ def plan_for(view: ReplicaView, candidates: Sequence[Prefill], policy: Policy, s
     for other in (with_draft_lengths(settings, view.model, columns, kept), without_drafts(drafting)):
         if other.verify_tokens not in tried:
             tried.add(other.verify_tokens)
-            again = _solved(view, columns, items, asked, policy, other)
+            again = question.solved(with_lengths(problem, columns, other), other)
             plan = again if _rank_with_drafts(again) > _rank_with_drafts(plan) else plan
     return plan
 
@@ -150,35 +149,47 @@ def _rank_with_drafts(plan: Plan) -> tuple[bool, int, int]:
     return base_feasible, -late_decoders(plan.problem), weight
 
 
-def _solved(
-    view: ReplicaView,
-    columns: DecoderColumns,
-    items: Sequence[Prefill],
-    asked: Sequence[Prefill],
-    policy: Policy,
-    settings: PlanSettings,
-) -> Plan:
-    """Solve without early spending, and again with it where that is allowed and not everything fits."""
-    rows = {item.id: row for row, item in enumerate(items)}
-    order = [rows[p.id] for p in asked]
-    caps_s, arrived = np.array(settings.caps_s), np.array(order, np.int64)
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """What is asked, whatever the draft lengths. `asked` are the rows of `items` to decide on, in order of arrival."""
 
-    def solve(problem: Problem) -> Plan:
-        if policy is Policy.DP:
+    view: ReplicaView
+    columns: DecoderColumns
+    items: Sequence[Prefill]
+    asked: Sequence[int]
+    weight: int
+    policy: Policy
+    settings: PlanSettings
+
+    def solved(self, problem: Problem, settings: PlanSettings) -> Plan:
+        """Solve without early spending, and again with it where that is allowed and not everything fits."""
+        plan = self._solved_once(problem, settings.verify_tokens)
+        if settings.early_spend > 0 and plan.rank < (True, self.weight):
+            spending = with_spend(problem, self.columns, settings.early_spend)
+            again = self._solved_once(spending, settings.verify_tokens)
+            plan = again if again.rank > plan.rank else plan
+        return plan
+
+    def _solved_once(self, problem: Problem, verify_tokens: tuple[int, ...]) -> Plan:
+        settings = self.settings
+        caps_s, arrived = np.array(settings.caps_s), np.array(self.asked, np.int64)
+        if self.policy is Policy.DP:
             acceptance = np.array(settings.acceptance, np.float64)
             margin_s = settings.hopeless_margin_s
             solution = solve_exactly(problem, caps_s, arrived, margin_s, acceptance, settings.max_verify_tokens)
         else:
-            code = solver.MH if policy is Policy.MH else solver.GREEDY
+            code = solver.MH if self.policy is Policy.MH else solver.GREEDY
             solution = solver.solve(problem, code, caps_s, arrived, settings.hopeless_margin_s)
-        return Plan(view, items, order, problem, solution, settings.verify_tokens)
+        return Plan(self.view, self.items, self.asked, problem, solution, verify_tokens)
 
-    plan = solve(problem_of(view, columns, items, settings, 0.0))
-    total = sum(item.weight for item in asked)
-    if settings.early_spend > 0 and plan.rank < (True, total):
-        again = solve(with_spend(plan.problem, columns, settings.early_spend))
-        plan = again if again.rank > plan.rank else plan
-    return plan
+
+def _question(view: ReplicaView, candidates: Sequence[Prefill], policy: Policy, settings: PlanSettings) -> _Question:
+    asked = [p for p in (*view.prefills, *candidates) if p.tier >= 0 and not p.promised]
+    held = [p for p in view.prefills if p.tier >= 0 and p.promised]
+    items = sorted([*held, *asked], key=SERVING_ORDER)
+    rows = {item.id: row for row, item in enumerate(items)}
+    weight = sum(item.weight for item in asked)
+    return _Question(view, columns_of(view.decoders), items, [rows[p.id] for p in asked], weight, policy, settings)
 
 
 class _Answers:

@@ -16,35 +16,39 @@ from services.core.columns import DecoderColumns, columns_of, tiers_of
 from services.core.drafts import late_decoders, with_draft_lengths, without_drafts
 from services.core.feasibility import behind, settle
 from services.core.filling import Filling
-from services.core.problem import Problem, problem_of, with_spend
+from services.core.memory import memory_lasts
+from services.core.problem import Problem, problem_of, with_lengths, with_spend
 from services.core.skipping import rows_to_skip, without_rows
 from services.core.view import SERVING_ORDER, PlanSettings, Prefill, ReplicaView
 
 __all__ = ["BatchLimit", "BatchPlan", "Chunk", "form_batch"]
+
+_NOTHING_MISSED = (True, 0, True)
 
 
 def form_batch(view: ReplicaView, settings: PlanSettings) -> BatchPlan:
     """The next batch of a replica. Prefills with a tier are all served; whom to admit is `admission.decide`'s job.
 
     Draft lengths are chosen here too where the settings give acceptance rates only. Where drafts would miss something
-    that plain decoding keeps, the batch goes without.
+    that plain decoding keeps, or need memory that it does not, the batch goes without.
     """
     columns = columns_of(view.decoders)
     queue = sorted([p for p in view.prefills if p.tier >= 0], key=SERVING_ORDER)
     settings = with_draft_lengths(settings, view.model, columns, queue)
     drafting = max(settings.verify_tokens, default=1) > 1
     if not queue:  # nothing to simulate: the decoders, and best effort in what they leave
-        settings = _less_late(view, columns, settings) if drafting else settings
+        settings = _safest(view, columns, settings) if drafting else settings
         return Filling(view, settings, columns, tiers_of(columns, queue, settings)).fill_without_prefill()
     problem = problem_of(view, columns, queue, settings, 0.0)
     outcome, cap_s = _first_feasible(problem, columns, settings)
-    late = late_decoders(problem) if drafting else 0
-    if drafting and (outcome.code != sim.FEASIBLE or late):
-        plain = without_drafts(settings)
-        trial = problem_of(view, columns, queue, plain, 0.0)
-        found, longest_s = _first_feasible(trial, columns, plain)
-        if (found.code == sim.FEASIBLE, -late_decoders(trial)) > (outcome.code == sim.FEASIBLE, -late):
-            settings, problem, outcome, cap_s = plain, trial, found, longest_s
+    if drafting:
+        rank = _rank(problem, outcome)
+        if rank < _NOTHING_MISSED:
+            plain = without_drafts(settings)
+            trial = with_lengths(problem, columns, plain)
+            found, longest_s = _first_feasible(trial, columns, plain)
+            if _rank(trial, found) > rank:
+                settings, problem, outcome, cap_s = plain, trial, found, longest_s
     if outcome.code == sim.MISS_DEADLINE:
         if queue[outcome.row].promised:
             saved = _by_skipping(view, columns, queue, problem, outcome.row, settings)
@@ -54,11 +58,24 @@ def form_batch(view: ReplicaView, settings: PlanSettings) -> BatchPlan:
     return Filling(view, settings, columns, problem.tiers).fill(queue, outcome, cap_s)
 
 
-def _less_late(view: ReplicaView, columns: DecoderColumns, settings: PlanSettings) -> PlanSettings:
-    """The settings without drafts where fewer decoders are late then."""
-    late = late_decoders(problem_of(view, columns, (), settings, 0.0))
+def _rank(problem: Problem, outcome: sim.Outcome) -> tuple[bool, int, bool]:
+    """What makes drafts better than others: every prefill deadline kept, few decoders late, memory that lasts."""
+    feasible = outcome.code == sim.FEASIBLE
+    everything = np.full(len(problem.queue.tier), sim.IN_TIME, np.int64)
+    lasts = not feasible or memory_lasts(problem, everything, outcome.began, outcome.joined)
+    return feasible, -late_decoders(problem), lasts
+
+
+def _safest(view: ReplicaView, columns: DecoderColumns, settings: PlanSettings) -> PlanSettings:
+    """The settings without drafts where fewer decoders are late then, or memory lasts only then."""
+    nobody = np.zeros(0, np.int64)
+    problem = problem_of(view, columns, (), settings, 0.0)
+    rank = -late_decoders(problem), memory_lasts(problem, nobody, nobody, nobody)
+    if rank == (0, True):
+        return settings
     plain = without_drafts(settings)
-    return plain if late and late_decoders(problem_of(view, columns, (), plain, 0.0)) < late else settings
+    trial = with_lengths(problem, columns, plain)
+    return plain if (-late_decoders(trial), memory_lasts(trial, nobody, nobody, nobody)) > rank else settings
 
 
 def _first_feasible(problem: Problem, columns: DecoderColumns, settings: PlanSettings) -> tuple[sim.Outcome, float]:

@@ -15,7 +15,18 @@ from numpy.typing import NDArray
 from services.core.speculation import expected_tokens
 from services.core.view import Decoder, PlanSettings, Prefill
 
-__all__ = ["DecoderColumns", "Floats", "Ints", "OnTier", "Queue", "TierColumns", "columns_of", "queue_of", "tiers_of"]
+__all__ = [
+    "DecoderColumns",
+    "Floats",
+    "Ints",
+    "OnTier",
+    "Queue",
+    "TierColumns",
+    "columns_of",
+    "queue_of",
+    "tiers_of",
+    "with_verified",
+]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -28,6 +39,7 @@ class OnTier(NamedTuple):
     number: int
     context_tokens: int
     due_s: float  # the earliest next deadline; infinite without requests
+    numbers: list[int]  # requests of each tier
     tpots_s: list[float]  # the tightest TPOT of each tier; infinite on an empty one
 
 
@@ -54,9 +66,11 @@ class DecoderColumns(Sequence[Decoder]):
             context = self.context_tokens if everything else self.context_tokens[rows]
             due = self.next_deadline_s if everything else self.next_deadline_s[rows]
             tier = self.tier if everything else self.tier[rows]
-            tpots_s = np.full(1 + int(tier.max(initial=-1)), np.inf)
+            numbers = np.bincount(tier)
+            tpots_s = np.full(len(numbers), np.inf)
             np.minimum.at(tpots_s, tier, self.tpot_s if everything else self.tpot_s[rows])
-            found = OnTier(rows, len(rows), int(context.sum()), float(due.min(initial=math.inf)), tpots_s.tolist())
+            due_s = float(due.min(initial=math.inf))
+            found = OnTier(rows, len(rows), int(context.sum()), due_s, numbers.tolist(), tpots_s.tolist())
             object.__setattr__(self, "_on_tier", found)
         return found
 
@@ -142,6 +156,11 @@ def tiers_of(columns: DecoderColumns, prefills: Sequence[Prefill], settings: Pla
         tier = prefill.tier
         if tier >= 0 and prefill.tpot_s < tpot[tier]:
             tpot[tier] = prefill.tpot_s
-    verify = [settings.verify(tier) for tier in range(count)]
-    gain = [expected_tokens(verify[tier], settings.acceptance_rate(tier)) for tier in range(count)]
-    return TierColumns(np.array(tpot), np.array(verify, np.int64), np.array(gain))
+    return with_verified(np.array(tpot), settings)
+
+
+def with_verified(tpot: Floats, settings: PlanSettings) -> TierColumns:
+    """Tiers of these TPOTs, with the tokens that `settings` verify and expect."""
+    verify = [settings.verify(tier) for tier in range(len(tpot))]
+    gain = [expected_tokens(verified, settings.acceptance_rate(tier)) for tier, verified in enumerate(verify)]
+    return TierColumns(tpot, np.array(verify, np.int64), np.array(gain))

@@ -12,9 +12,9 @@ from typing import ParamSpec, TypeVar, cast
 
 from numba import njit
 
-from services.core import roofline
+from services.core import roofline, speculation
 
-__all__ = ["compiled", "kernel_digest", "seconds", "tokens_within"]
+__all__ = ["compiled", "expected_tokens", "kernel_digest", "seconds", "tokens_within"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -25,7 +25,7 @@ def kernel_digest() -> str:
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
         source = path.read_bytes()
-        if b"@compiled" in source or b"(NamedTuple)" in source or path.stem == "roofline":
+        if b"@compiled" in source or b"(NamedTuple)" in source or path.stem in ("roofline", "speculation"):
             digest.update(source)
     return digest.hexdigest()
 
@@ -42,5 +42,6 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
     return cast("Callable[P, R]", dispatcher)
 
 
+expected_tokens = compiled(speculation.expected_tokens)
 seconds = compiled(roofline.seconds)
 tokens_within = compiled(roofline.tokens_within)

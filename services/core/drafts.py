@@ -1,14 +1,16 @@
 """Drafts of a replica: what they are worth, by application and by tier, and how many tokens each tier verifies."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from services.core.columns import DecoderColumns, Floats, Ints
+from services.core.draft_lengths import choose_lengths, fastest_length
 from services.core.perf_model import PerfModel
 from services.core.problem import Problem
-from services.core.speculation import PRIOR_ACCEPTANCE, choose_lengths, fastest_length
+from services.core.speculation import PRIOR_ACCEPTANCE
 from services.core.view import PlanSettings, Prefill
 
 __all__ = ["Drafts", "acceptance_by_tier", "late_decoders", "with_draft_lengths", "without_drafts"]
@@ -56,21 +58,21 @@ def with_draft_lengths(
     """
     if settings.verify_tokens or not settings.acceptance:
         return settings
-    tiers = max([len(settings.acceptance), int(columns.tier.max(initial=-1)) + 1, *(p.tier + 1 for p in prefills)])
-    counts = np.bincount(columns.tier[columns.tier >= 0], minlength=tiers)
-    tpots_s = np.full(tiers, np.inf)
-    np.minimum.at(tpots_s, columns.tier[columns.tier >= 0], columns.tpot_s[columns.tier >= 0])
+    running = columns.on_tier
+    tiers = max([len(settings.acceptance), len(running.numbers), *(p.tier + 1 for p in prefills)])
+    empty = tiers - len(running.numbers)
+    decoders, tpots_s = [*running.numbers, *[0] * empty], [*running.tpots_s, *[math.inf] * empty]
     for prefill in prefills:
-        counts[prefill.tier] += 1
-        tpots_s[prefill.tier] = min(tpots_s[prefill.tier], prefill.tpot_s)
-    decoders, paces_s = counts.tolist(), tpots_s.tolist()
+        decoders[prefill.tier] += 1
+        if prefill.tpot_s < tpots_s[prefill.tier]:
+            tpots_s[prefill.tier] = prefill.tpot_s
     acceptance = [settings.acceptance_rate(tier) for tier in range(tiers)]
-    context_tokens = columns.on_tier.context_tokens
-    if not prefills and columns.on_tier.number:
+    context_tokens = running.context_tokens
+    if not prefills and running.number:
         length = fastest_length(
             model,
             decoders,
-            paces_s,
+            tpots_s,
             acceptance,
             context_tokens=context_tokens,
             max_verify_tokens=settings.max_verify_tokens,
@@ -81,7 +83,7 @@ def with_draft_lengths(
     chosen = choose_lengths(
         model,
         decoders,
-        paces_s,
+        tpots_s,
         acceptance,
         cap_s=max(settings.caps_s),
         context_tokens=context_tokens,

@@ -11,7 +11,7 @@ import numpy as np
 from services.core.columns import Floats, Ints
 from services.core.compiled import compiled
 from services.core.fluid import Fluid, first_miss
-from services.core.memory import forecast
+from services.core.memory import forecast, surely_fits
 from services.core.problem import EPS_S, Problem
 from services.core.simulate import FEASIBLE, IN_TIME, LATE, MISS_DEADLINE, MISS_TPOT, simulate
 
@@ -79,7 +79,7 @@ def check(fluid: Fluid, stated: bool, standing: Ints, late_by_s: Floats) -> Feas
         j = _delays_late_ones(problem, standing, cap_s, late_by_s, outcome.finish_s)
         if j >= 0:
             code, row, needed, available = MISS_DEADLINE, j, float(problem.queue.remaining[j]), 0.0
-    if code == FEASIBLE:
+    if code == FEASIBLE and not surely_fits(problem, standing):
         ahead = forecast(problem, standing, outcome.began, outcome.joined)
         if ahead.peak_blocks > problem.limits.blocks:
             code, row = MISS_BLOCKS, ahead.peak_step

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from services.core.columns import Floats, Ints
-from services.core.compiled import compiled, seconds, tokens_within
+from services.core.compiled import compiled, expected_tokens, seconds, tokens_within
 from services.core.problem import EPS_S, Problem
 
 __all__ = ["Flow", "Fluid", "advance", "first_miss", "flow_at", "fluid_of"]
@@ -88,11 +88,13 @@ def flow_at(fluid: Fluid, counts: Ints) -> Flow:
         for length in range(1, fluid.max_verify + 1 if pacer >= 0 else 2):
             period = fluid.cap_s
             if pacer >= 0:
-                period = min(period, _gain(length, fluid.acceptance[pacer]) * tiers.tpot[pacer])
+                period = min(period, expected_tokens(length, fluid.acceptance[pacer]) * tiers.tpot[pacer])
             possible = True
             for c in range(num_tiers):
                 verify[c] = 1
-                while counts[c] > 0 and _gain(verify[c], fluid.acceptance[c]) * tiers.tpot[c] < period - EPS_S:
+                while (
+                    counts[c] > 0 and expected_tokens(verify[c], fluid.acceptance[c]) * tiers.tpot[c] < period - EPS_S
+                ):
                     verify[c] += 1
                     if verify[c] > fluid.max_verify:
                         possible = False
@@ -102,11 +104,6 @@ def flow_at(fluid: Fluid, counts: Ints) -> Flow:
                 if flow.rate > best.rate:
                     best = flow
     return best
-
-
-@compiled
-def _gain(verify: int, acceptance: float) -> float:
-    return float(verify) if acceptance >= 1.0 else (1.0 - acceptance**verify) / (1.0 - acceptance)
 
 
 @compiled

@@ -10,6 +10,9 @@ alone is too much.
 One pass over the ends, last first, adds requests to running sums. The rounding up to whole blocks is exact: all grow
 in step, so requests with the same remainder modulo the block size stay together (with speculation, where growth is a
 fraction, it is an upper bound).
+
+Most plans of a replica that is not full need no look ahead at all: where everything would fit even if no request ended
+before the others, `surely_fits` says so from a few sums.
 """
 
 from typing import NamedTuple
@@ -18,10 +21,10 @@ import numpy as np
 
 from services.core.columns import Ints
 from services.core.compiled import compiled, seconds
-from services.core.problem import Problem
-from services.core.simulate import LEFT_OUT
+from services.core.problem import Base, Problem
+from services.core.simulate import IN_TIME, LEFT_OUT
 
-__all__ = ["Forecast", "forecast"]
+__all__ = ["Forecast", "forecast", "memory_lasts", "memory_surely_fits", "surely_fits", "with_peak"]
 
 
 class Forecast(NamedTuple):
@@ -38,12 +41,79 @@ class Forecast(NamedTuple):
 
 
 @compiled
+def memory_surely_fits(problem: Problem, standing: Ints) -> bool:
+    """Whether the blocks last even if every request in the plan held those of its end at once."""
+    queue, size = problem.queue, problem.limits.block_size
+    blocks = problem.base.most_blocks + problem.tiers.tpot.shape[0] + 1
+    for j in range(standing.shape[0]):
+        if standing[j] != LEFT_OUT:
+            most = queue.remaining[j] + queue.computed[j] + queue.output[j] + problem.tiers.verify[queue.tier[j]]
+            blocks += most / size + 1
+    return bool(blocks <= problem.limits.blocks)
+
+
+@compiled
+def with_peak(problem: Problem) -> Problem:
+    """The same problem, its decoders known to need no more blocks than their own forecast says: a closer bound."""
+    coef, start_s, limits, tiers, base, queue = problem
+    rows = queue.tier.shape[0]
+    if memory_surely_fits(problem, np.full(rows, IN_TIME, np.int64)):
+        return problem
+    never = np.full(rows, -1, np.int64)
+    alone = forecast(problem, np.full(rows, LEFT_OUT, np.int64), never, never).peak_blocks
+    most_blocks = min(base.most_blocks, float(alone))
+    closer = Base(
+        base.steps, base.tier, base.length, base.number, base.least, base.context, base.last_due, base.last_tier,
+        base.most_context, most_blocks,
+    )  # fmt: skip
+    return Problem(coef, start_s, limits, tiers, closer, queue)
+
+
+@compiled
+def memory_lasts(problem: Problem, standing: Ints, began: Ints, joined: Ints) -> bool:
+    """Whether the blocks last for the plan (see `forecast`)."""
+    if memory_surely_fits(problem, standing):
+        return True
+    return forecast(problem, standing, began, joined).peak_blocks <= problem.limits.blocks
+
+
+@compiled
+def surely_fits(problem: Problem, standing: Ints) -> bool:
+    """Whether a forecast of the plan, whatever its steps, finds memory enough and no batch beyond a tier's TPOT.
+
+    True is certain; False says nothing.
+    """
+    if not memory_surely_fits(problem, standing):
+        return False
+    _, _, limits, tiers, base, queue = problem
+    context = base.most_context
+    number = base.number[:, 0].copy()
+    for j in range(standing.shape[0]):
+        if standing[j] != LEFT_OUT:
+            number[queue.tier[j]] += 1
+            context += queue.remaining[j] + queue.computed[j] + queue.output[j]
+    tokens = 0
+    draft = 0
+    tight = np.inf
+    num_tiers = tiers.tpot.shape[0]
+    for c in range(num_tiers):
+        here = number[c] + number[num_tiers + c]
+        if here > 0:
+            tokens += here * tiers.verify[c]
+            draft = max(draft, tiers.verify[c] - 1)
+            tight = min(tight, tiers.gain[c] * tiers.tpot[c])
+    longest = seconds(problem.coef, tokens, context, number.sum(), draft)
+    return tokens <= limits.max_batch_tokens and longest <= tight
+
+
+@compiled
 def _blocks(remainders: Ints, total: float, number: int, k: int, size: int) -> int:
     """Blocks of `number` requests of length L + k, `total` their sum of L, counted by L modulo the block size."""
     pad = 0
+    missing = (size - k % size) % size  # of the last block of a request whose remainder is r
     for r in range(size):
-        if remainders[r] > 0:
-            pad += remainders[r] * ((-(r + k)) % size)
+        pad += remainders[r] * missing
+        missing = missing - 1 if missing > 0 else size - 1
     return (int(total) + number * k + pad) // size
 
 
@@ -62,10 +132,15 @@ def forecast(problem: Problem, standing: Ints, began: Ints, joined: Ints) -> For
     start = np.maximum(joined[rows], 0)
     last_join = 0
     last = np.empty(m, np.int64)
+    prompt = np.empty(m, np.int64)
+    prompt_blocks = np.empty(m, np.int64)
+    grows = np.zeros(m, np.bool_)
     for i in range(m):
         j = rows[i]
         last_join = max(last_join, start[i])
         last[i] = start[i] - 1 + int(np.ceil((queue.output[j] - 1) / tiers.gain[queue.tier[j]] - 1e-9))
+        prompt[i] = queue.remaining[j] + queue.computed[j]
+        prompt_blocks[i] = -(-prompt[i] // size)
     by_end = np.argsort(last)
     remainders = np.zeros(size, np.int64)
     number = np.zeros(num_tiers, np.int64)
@@ -94,18 +169,18 @@ def forecast(problem: Problem, standing: Ints, began: Ints, joined: Ints) -> For
                 whole_number += 1
             b -= 1
         while i >= 0 and last[by_end[i]] == k:
-            j = rows[by_end[i]]
-            c = queue.tier[j]
-            prompt = queue.remaining[j] + queue.computed[j]
+            a = by_end[i]
+            c = queue.tier[rows[a]]
             number[c] += 1
-            shifted[c] += prompt - start[by_end[i]] * tiers.gain[c]
+            shifted[c] += prompt[a] - start[a] * tiers.gain[c]
             if tiers.gain[c] == 1.0:
-                grown = prompt - start[by_end[i]] + tiers.verify[c]
+                grown = prompt[a] - start[a] + tiers.verify[c]
                 remainders[grown % size] += 1
                 whole += grown
                 whole_number += 1
+                grows[a] = True
             i -= 1
-        blocks = _blocks(remainders, whole, whole_number, k, size)
+        blocks = 0
         early_number[:] = 0
         early_shifted[:] = 0.0
         if k < last_join:
@@ -114,14 +189,19 @@ def forecast(problem: Problem, standing: Ints, began: Ints, joined: Ints) -> For
                 if start[a] > k:
                     j = rows[a]
                     c = queue.tier[j]
-                    prompt = queue.remaining[j] + queue.computed[j]
                     if began[j] <= k or queue.computed[j] > 0:
-                        blocks += -(-prompt // size)
-                    if tiers.gain[c] == 1.0:
-                        blocks -= -(-(prompt - start[a] + tiers.verify[c] + k) // size)
-                    else:
+                        blocks += prompt_blocks[a]
+                    if tiers.gain[c] != 1.0:
                         early_number[c] += 1
-                        early_shifted[c] += prompt - start[a] * tiers.gain[c]
+                        early_shifted[c] += prompt[a] - start[a] * tiers.gain[c]
+                    elif grows[a]:
+                        grown = prompt[a] - start[a] + tiers.verify[c]
+                        remainders[grown % size] -= 1
+                        whole -= grown
+                        whole_number -= 1
+                        grows[a] = False
+        if whole_number > 0:
+            blocks += _blocks(remainders, whole, whole_number, k, size)
         tokens = 0
         requests = 0
         draft = 0

@@ -13,11 +13,12 @@ from services.core.columns import (
     TierColumns,
     queue_of,
     tiers_of,
+    with_verified,
 )
 from services.core.compiled import compiled, seconds
 from services.core.view import PlanSettings, Prefill, ReplicaView
 
-__all__ = ["EPS_S", "Base", "Limits", "Problem", "problem_of", "with_spend"]
+__all__ = ["EPS_S", "Base", "Limits", "Problem", "problem_of", "with_lengths", "with_spend"]
 
 EPS_S = 1e-9
 """Times closer than this are equal: far above float error, far below anything an engine can do."""
@@ -40,7 +41,12 @@ class Base(NamedTuple):
     """Decoders on tiers, sorted by remaining steps; column p of the tables sums up those from position p on.
 
     Tiers come twice as table rows: row t for decoders in time, row n + t for those already late, which must hurry
-    but can no longer be harmed. `least` is relative to the start of the plan, margin taken off.
+    but can no longer be harmed. `least` is relative to the start of the plan, margin taken off. `most_context` is no
+    less than the context of all decoders at their ends, `most_blocks` than the blocks they hold then.
+
+    With drafts a request's last step brings what is left of it, which may be fewer tokens than others and then due
+    earlier: `last_due` is when, the earliest among those with as many steps from position p on, and `last_tier` whose
+    that is (infinite and -1 for those whose steps bring one token anyway, and for the late).
     """
 
     steps: Ints
@@ -49,6 +55,10 @@ class Base(NamedTuple):
     number: Ints
     least: Floats
     context: Floats
+    last_due: Floats
+    last_tier: Ints
+    most_context: float
+    most_blocks: float
 
 
 class Problem(NamedTuple):
@@ -81,6 +91,13 @@ def problem_of(
     return Problem(
         coef, view.start_s, limits, tiers, _base(coef, view.start_s, limits, columns, tiers), queue_of(items)
     )
+
+
+def with_lengths(problem: Problem, columns: DecoderColumns, settings: PlanSettings) -> Problem:
+    """The same problem with the draft lengths of `settings`."""
+    tiers = with_verified(problem.tiers.tpot, settings)
+    base = _base(problem.coef, problem.start_s, problem.limits, columns, tiers)
+    return problem._replace(tiers=tiers, base=base)
 
 
 def with_spend(problem: Problem, columns: DecoderColumns, early_spend: float) -> Problem:
@@ -120,6 +137,7 @@ def _sort_decoders(
     steps = np.empty(n, np.int64)
     tokens = 0
     total_context = 0.0
+    most_context = 0.0
     draft = 0
     for i in range(n):
         r = rows[i]
@@ -127,6 +145,8 @@ def _sort_decoders(
         tokens += tiers.verify[tier[r]]
         draft = max(draft, tiers.verify[tier[r]] - 1)
         total_context += context[r]
+        most_context += context[r] + steps[i] * tiers.gain[tier[r]]
+    most_blocks = (most_context + tokens) / limits.block_size + n
     shortest = seconds(coef, tokens, total_context, n, draft)
     order = np.argsort(steps)
     sorted_tier = np.empty(n, np.int64)
@@ -134,6 +154,8 @@ def _sort_decoders(
     number = np.zeros((2 * num_tiers, n + 1), np.int64)
     least = np.full((2 * num_tiers, n + 1), np.inf)
     from_context = np.zeros(n + 1)
+    last_due = np.full(n, np.inf)
+    last_tier = np.full(n, -1, np.int64)
     for p in range(n - 1, -1, -1):
         r = rows[order[p]]
         c = tier[r]
@@ -147,7 +169,15 @@ def _sort_decoders(
             least[q, p] = least[q, p + 1]
         number[row, p] += 1
         least[row, p] = min(least[row, p], slack)
+        if row == c and tiers.gain[c] != 1.0:
+            last_due[p] = deadline[r] - start_s - limits.margin_s + max(0, remaining[r] - 1) * tiers.tpot[c]
+            last_tier[p] = c
+        if p + 1 < n and steps[order[p + 1]] == steps[order[p]] and last_due[p + 1] < last_due[p]:
+            last_due[p] = last_due[p + 1]
+            last_tier[p] = last_tier[p + 1]
         from_context[p] = from_context[p + 1] + context[r]
         sorted_tier[p] = c
         length[p] = context[r]
-    return Base(steps[order], sorted_tier, length, number, least, from_context)
+    return Base(
+        steps[order], sorted_tier, length, number, least, from_context, last_due, last_tier, most_context, most_blocks
+    )

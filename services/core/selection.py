@@ -18,7 +18,7 @@ from services.core.columns import Floats, Ints
 from services.core.compiled import compiled, seconds
 from services.core.feasibility import MISS_BLOCKS, Feasibility, check
 from services.core.fluid import Fluid
-from services.core.memory import forecast
+from services.core.memory import forecast, memory_surely_fits
 from services.core.problem import EPS_S, Problem
 from services.core.simulate import FEASIBLE, IN_TIME, LATE, LEFT_OUT, MISS_DEADLINE, MISS_TPOT
 
@@ -100,11 +100,15 @@ def refused(nothing: Selection, hopeful: Bools, found: Feasibility) -> Selection
 def _keep_cheapest_prefix(problem: Problem, standing: Ints, hopeful: Bools, causes: Causes) -> None:
     """Where memory cannot hold all that is asked, keep those that need least of it."""
     queue = problem.queue
+    trial = standing.copy()
+    trial[hopeful] = IN_TIME
+    if memory_surely_fits(problem, trial):
+        standing[:] = trial
+        return
     rows = np.nonzero(hopeful)[0]
     demand = (queue.remaining[rows] + queue.computed[rows] + queue.output[rows]) / queue.weight[rows]
     order = rows[np.argsort(demand)]
     at_once = np.zeros(standing.shape[0], np.int64)
-    trial = standing.copy()
     fits = 0
     over = order.shape[0] + 1
     tried = order.shape[0]

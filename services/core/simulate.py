@@ -150,6 +150,7 @@ def simulate(problem: Problem, standing: Ints, cap_s: float, behind_s: float) ->
     joined = np.full(m, -1, np.int64)
     join_end = np.full(m, -1, np.int64)
     join_clock = np.full(m, np.inf)
+    join_due = np.full(m, np.inf)
     first_tokens = np.zeros(m, np.int64)
     join_number = np.zeros(num_tiers, np.int64)
     join_least = np.full(num_tiers, np.inf)
@@ -186,6 +187,16 @@ def simulate(problem: Problem, standing: Ints, cap_s: float, behind_s: float) ->
         tokens, context, requests, draft, slack, slack_tier, late_slack = _load(
             problem, k, t, p, join_number, join_least, join_context
         )
+        last_due = np.inf
+        last_tier = -1
+        if p < base.steps.shape[0] and base.steps[p] == k + 1:
+            last_due, last_tier = base.last_due[p], base.last_tier[p]
+        if next_end == k + 1:
+            for i in range(h):
+                if join_end[order[i]] == k + 1 and join_due[order[i]] < last_due:
+                    last_due, last_tier = join_due[order[i]], queue.tier[order[i]]
+        if last_due - (t - start_s) < slack:
+            slack, slack_tier = last_due - (t - start_s), last_tier
         shortest = seconds(coef, tokens, context, requests, draft)
         floor = seconds(coef, tokens + limits.min_prefill_tokens, context, requests + 1, draft)
         head = order[h]
@@ -255,6 +266,8 @@ def simulate(problem: Problem, standing: Ints, cap_s: float, behind_s: float) ->
                 due = min(tiers.gain[c], queue.output[j] - 1.0) * tiers.tpot[c] + held + spend
                 join_clock[j] = t - start_s + due - limits.margin_s - k * advance
                 join_least[c] = min(join_least[c], join_clock[j])
+                if tiers.gain[c] != 1.0:
+                    join_due[j] = t - start_s + held + (queue.output[j] - 1) * tiers.tpot[c] - limits.margin_s
                 join_end[j] = k + int(np.ceil((queue.output[j] - 1) / tiers.gain[c] - 1e-9))
                 next_end = min(next_end, join_end[j])
                 join_number[c] += 1

@@ -12,6 +12,7 @@ from services.core.columns import Floats, Ints
 from services.core.compiled import compiled
 from services.core.feasibility import behind, check, settle
 from services.core.fluid import fluid_of
+from services.core.memory import with_peak
 from services.core.problem import Problem
 from services.core.selection import Causes, Selection, fill_in, moore_hodgson, refused, screen
 from services.core.simulate import AFTER, FEASIBLE, LEFT_OUT, simulate
@@ -70,6 +71,7 @@ def solve(
     `order` is the order of arrival, for greedy. A cap under which a promise is missed loses against one that keeps
     them all.
     """
+    problem = with_peak(problem)
     queue = problem.queue
     m = queue.deadline.shape[0]
     hopeful, causes = screen(problem, ~queue.promised, hopeless_margin_s)

@@ -20,7 +20,8 @@ def warm_up(policy: Policy = Policy.MH) -> None:
     decoders = tuple(Decoder(f"d{i}", i % 2, 0.05, 0.05, 10, 5) for i in range(4))
     candidates = tuple(Prefill(f"c{i}", i % 2, 0.1, 0.05, 900, weight=1 + i % 2) for i in range(4))
     view = ReplicaView(0.0, model, decoders, (), 1000, 1004)
-    for settings in (PlanSettings(early_spend=0.1), PlanSettings(acceptance=(0.5, 0.5), verify_tokens=(2, 2))):
+    drafting = PlanSettings(acceptance=(0.5, 0.5))
+    for settings in (PlanSettings(early_spend=0.1), drafting, replace(drafting, verify_tokens=(2, 2))):
         decide(view, candidates, policy, settings)
         retry_delays_s(view, candidates, policy, settings)
         form_batch(replace(view, prefills=candidates), settings)

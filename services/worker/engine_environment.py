@@ -28,6 +28,9 @@ def prepare_environment(settings: EngineSettings) -> None:
         os.environ.setdefault(name, value)
     if settings.cpu_threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(settings.cpu_threads)
+    # vLLM looks for n-grams in numba's parallel code, which at its first call gives the whole process numba's number of
+    # threads: without this the model runs on all cores from the first draft on, against the services.
+    os.environ["NUMBA_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"]
 
 
 def keep_freed_memory() -> None:

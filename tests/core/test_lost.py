@@ -7,9 +7,10 @@ import pytest
 
 from services.core.admission import decide
 from services.core.constraint import ConstraintKind
+from services.core.draft_lengths import fastest_length
 from services.core.lost import lost_promises
 from services.core.perf_model import PerfModel, Segment
-from services.core.speculation import expected_tokens, fastest_length
+from services.core.speculation import expected_tokens
 from services.core.view import Decoder, Prefill, ReplicaView
 
 MODEL = PerfModel((Segment(1e-4, b=0.02),), margin_s=0.001)

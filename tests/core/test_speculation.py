@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.core.admission import Policy, decide
+from services.core.draft_lengths import choose_lengths
 from services.core.presets import preset
-from services.core.speculation import AcceptanceEstimator, choose_lengths, expected_tokens
+from services.core.speculation import AcceptanceEstimator, expected_tokens
 from services.core.view import Decoder, PlanSettings, Prefill, ReplicaView
 
 MODEL = preset("opt-13b-a100").model

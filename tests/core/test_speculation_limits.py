@@ -8,12 +8,13 @@ from hypothesis import strategies as st
 from services.core.admission import Policy, decide, plan_for
 from services.core.batch import form_batch
 from services.core.columns import columns_of
+from services.core.draft_lengths import choose_lengths
 from services.core.fluid import flow_at, fluid_of
-from services.core.memory import forecast
+from services.core.memory import forecast, memory_surely_fits, surely_fits
 from services.core.perf_model import BatchShape, PerfModel, Segment
 from services.core.problem import Problem, problem_of
 from services.core.simulate import IN_TIME, simulate
-from services.core.speculation import choose_lengths, expected_tokens
+from services.core.speculation import expected_tokens
 from services.core.view import Decoder, PlanSettings, Prefill, ReplicaView
 
 MODEL = PerfModel((Segment(7e-5, b=0.025),))
@@ -139,3 +140,38 @@ def test_a_cap_shorter_than_any_pace_means_plain_decoding() -> None:
     assert choose_lengths(MODEL, [4], [0.05], [0.9], cap_s=0.01).verify_tokens == (1,)
     assert choose_lengths(MODEL, [0], [np.inf], [0.9], cap_s=0.01).verify_tokens == (1,)
     assert choose_lengths(MODEL, [4], [0.05], [1.0], cap_s=0.01, max_verify_tokens=1).verify_tokens == (1,)
+
+
+def test_a_batch_goes_without_drafts_where_memory_does_not_last_for_them() -> None:
+    drafting = PlanSettings(acceptance=(0.9,))
+    filling_up = [Decoder(f"d{i}", 0, 0.4, 0.05, 15, 1) for i in range(10)]  # the next token fills their block
+    work = [Prefill("p", 0, 5.0, 0.05, 16, output_tokens=1, promised=True)]
+    for prefills, free in (([], 0), (work, 1)):
+        roomy = form_batch(ReplicaView(0.0, MODEL, filling_up, prefills, 100, 110), drafting)
+        full = form_batch(ReplicaView(0.0, MODEL, filling_up, prefills, free, 10 + free), drafting)
+        assert roomy.verify_tokens[0] > 1
+        assert full.verify_tokens[0] == 1
+        assert full.missing_blocks == 0
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@given(instances(), st.integers(1, 6), st.floats(0.0, 1.0))
+def test_what_surely_fits_is_found_to_fit_by_the_forecast(instance: Instance, verify: int, acceptance: float) -> None:
+    problem = problem_from(instance, PlanSettings(verify_tokens=(verify,) * 3, acceptance=(acceptance,) * 3))
+    standing = np.full(len(problem.queue.tier), IN_TIME, np.int64)
+    outcome = simulate(problem, standing, 0.1, np.inf)
+    found = forecast(problem, standing, outcome.began, outcome.joined)
+    if memory_surely_fits(problem, standing):
+        assert found.peak_blocks <= problem.limits.blocks
+    if surely_fits(problem, standing):
+        assert found.excess_s <= 1e-9
+
+
+def test_what_surely_fits_is_common_on_a_replica_that_is_not_full() -> None:
+    prompt = Prefill("p", 0, 5.0, 0.05, 500, output_tokens=50)
+    running = [decoder(f"d{i}") for i in range(50)]
+    plan = PlanSettings(verify_tokens=(2,), acceptance=(0.8,))
+    for blocks, enough in ((1000, True), (300, False)):
+        full = ReplicaView(0.0, MODEL, running, [prompt], blocks, blocks + 350)
+        problem = problem_of(full, columns_of(running), [prompt], plan, 0.0)
+        assert surely_fits(problem, np.array([IN_TIME])) == enough
