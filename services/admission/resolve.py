@@ -96,6 +96,11 @@ class Resolver:
             trace=trace.context,
         )
 
+    def alone_s(self, checked: Checked) -> float:
+        """The prefill of a request on the fastest live replica, were it idle; seconds."""
+        prompt_tokens = len(checked.valid.prompt_ids)
+        return min((speed.idle_ttft_s(prompt_tokens) for speed in self._speeds_of(checked.replicas)), default=0.0)
+
     def _speeds_of(self, replicas: Mapping[str, router_pb2.Replica]) -> Sequence[ReplicaSpeed]:
         """How fast each replica that has measured itself is; worked out once per view of the fleet."""
         if replicas is not self._speeds_from:

@@ -40,6 +40,7 @@ class Workers:
         background: Background,
         on_doubt: Callable[[Session, float], None],
         on_declined: Callable[[Session, int], None],
+        on_promised: Callable[[], None],
     ) -> None:
         self._sessions = sessions
         self._admission_id = admission_id
@@ -49,6 +50,7 @@ class Workers:
         self._background = background
         self._on_doubt = on_doubt
         self._on_declined = on_declined
+        self._on_promised = on_promised
         self._links: dict[str, WorkerLink] = {}
         self._attaching: set[str] = set()
 
@@ -137,7 +139,10 @@ class Workers:
             session.last_heard_s = now_s
             if chunk.emitted_at_us and chunk.token_ids:
                 session.emitted_us = chunk.emitted_at_us - skew_us
+            before = session.promised
             intake = session.take(batch.replica_id, chunk)
+            if session.promised and not before:
+                self._on_promised()
             if intake is Intake.GAP:
                 self.attach(session)
             elif intake is Intake.CUT:

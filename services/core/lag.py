@@ -25,6 +25,10 @@ class LagEstimate:
         """Something came `lag_s` later than it was reckoned with (not below 0)."""
         self._seen.append((now_s, max(0.0, lag_s)))
 
+    def forget(self) -> None:
+        """Nothing seen so far counts any more."""
+        self._seen.clear()
+
     def seconds(self, now_s: float) -> float:
         """What to reckon with. Among few, the largest is left out as an accident."""
         while self._seen and now_s - self._seen[0][0] > _FRESH_S:
