@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,14 +29,13 @@ class ServiceFailedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ProcessSpec:
-    """How to start one service. `niceness` is added to ours: what has more gives way where processor time is short."""
+    """How to start one service."""
 
     name: str
     module: str
     address: str
     environment: Mapping[str, str]
     log_path: Path
-    niceness: int = 0
 
 
 class ServiceProcess:
@@ -77,18 +76,8 @@ class ServiceProcess:
                 stdout=log,
                 stderr=asyncio.subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=self._before_exec(),
+                preexec_fn=ends_with_parent(),
             )
-
-    def _before_exec(self) -> Callable[[], None]:
-        bond, niceness = ends_with_parent(), self.spec.niceness
-
-        def prepare() -> None:
-            os.nice(niceness)
-            if bond is not None:
-                bond()
-
-        return prepare
 
     async def wait_healthy(self, timeout_s: float) -> None:
         """Return once `grpc.health.v1` says SERVING; `ServiceFailedError` when it ends or takes too long."""

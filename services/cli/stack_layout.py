@@ -17,9 +17,6 @@ ROLES = ("planner", "router", "worker", "admission")
 
 _HOST = "127.0.0.1"
 _NEXT_OF_ROLE = 100  # a second planner, router or admission sits this far above the first
-_NICENESS = {"admission": 5, "router": 5, "planner": 5}
-"""On one machine: what decides about new requests gives way to what serves those that were promised something."""
-
 _FIXED = {"admission": 0, "router": 1, "planner": 2, "redis": 4, "worker": 10}
 
 
@@ -106,7 +103,6 @@ def process_specs(
                     **spec.service_environment.get(name, {}),
                 },
                 log_path=spec.data_dir.resolve() / "logs" / f"{name}.log",
-                niceness=_NICENESS.get(role, 0),
             )
 
 

@@ -28,7 +28,7 @@ class TransitEstimate(LagEstimate):
     """
 
     def __init__(self) -> None:
-        super().__init__(USUAL_TRANSIT_S)
+        super().__init__(USUAL_TRANSIT_S, alert=True)
         self._doubted_s = math.inf  # from when on
 
     def turned_away(self, now_s: float) -> None:
