@@ -30,6 +30,7 @@ class Comebacks:
         self._clock = clock
         self._draw = draw or random.Random()
         self._taken_s: deque[float] = deque()
+        self._refused_s: deque[float] = deque()
         self._next_s = 0.0
 
     def taken(self) -> None:
@@ -40,12 +41,14 @@ class Comebacks:
     def after_ms(self, plan_ms: float | None = None) -> float:
         """The delay to tell one client, milliseconds. `plan_ms`: when the plan has room; None or 0 where unknown."""
         now_s = self._clock.now_s()
-        plan_ms = plan_ms or _UNKNOWN_MS
-        turn_s = max(now_s, self._next_s)
-        if turn_s - now_s > _LONGEST_S:  # all turns within reach are given: wherever in the later half of them
-            return plan_ms + 1000 * self._draw.uniform(_LONGEST_S / 2, _LONGEST_S)
-        self._next_s = turn_s + self.apart_s
-        return plan_ms + 1000 * (turn_s - now_s)
+        self._refused_s.append(now_s)
+        turn_s, reach_s = max(0.0, self._next_s - now_s), self._reach_s()
+        if turn_s < reach_s or not turn_s:
+            self._next_s = now_s + turn_s + self.apart_s
+        else:  # all turns within reach are given: wherever in the later half of them
+            self._next_s = now_s + reach_s
+            turn_s = self._draw.uniform(reach_s / 2, reach_s)
+        return (plan_ms or _UNKNOWN_MS) + 1000 * turn_s
 
     def pace(self, error: SloServeError) -> None:
         """Give a client whose request found no room its turn, in the error and in the verdict that goes with it."""
@@ -60,9 +63,17 @@ class Comebacks:
         self._forget()
         return min(_WIDEST_S, _LOOK_BACK_S / max(1, len(self._taken_s)))
 
+    def _reach_s(self) -> float:
+        """The longest wait for a turn: the fewer are refused, the sooner there is room again for who comes back."""
+        self._forget()
+        refused = len(self._refused_s)
+        return _LONGEST_S * refused / (refused + len(self._taken_s))
+
     def _forget(self) -> None:
-        while self._taken_s and self._clock.now_s() - self._taken_s[0] > _LOOK_BACK_S:
-            self._taken_s.popleft()
+        since_s = self._clock.now_s() - _LOOK_BACK_S
+        for seen_s in (self._taken_s, self._refused_s):
+            while seen_s and seen_s[0] < since_s:
+                seen_s.popleft()
 
 
 def _delayed(detail: message.Message, delay_ms: float) -> message.Message:

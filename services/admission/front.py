@@ -70,12 +70,21 @@ class Front:
 
     async def open(self, request: admission_pb2.GenerateRequest, arrival: Arrival) -> Session:
         """A session whose verdict is known; the same one where a client repeats its request."""
+        application = request.application if self._resolver.configured(request.application) else CUSTOM
+        policy = self._resolver.policy(request)
         try:
-            with self._doorkeeper.passing(request.on_infeasible):
+            self._let_in(application, policy)
+            async with self._doorkeeper.passing(policy):
                 return await self._traced(request, arrival)
         except SloServeError as error:
-            known = self._resolver.configured(request.application)
-            self._accounts.refused(request.application if known else CUSTOM, error)
+            self._accounts.refused(application, error)
+            raise
+
+    def _let_in(self, application: str, policy: types_pb2.OnInfeasible.ValueType) -> None:
+        try:
+            self._doorkeeper.let_in(policy)
+        except SloServeError:
+            self._accounts.offered(application)  # it counts, although nobody has looked whether it is valid
             raise
 
     async def _traced(self, request: admission_pb2.GenerateRequest, arrival: Arrival) -> Session:

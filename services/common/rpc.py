@@ -26,8 +26,9 @@ __all__ = ["MAX_MESSAGE_BYTES", "RpcServer", "open_channel"]
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 _MAX_PENDING = 20_000
-"""Calls that may have arrived and not begun. gRPC's own limits (1000, and 3000 for certain) end what is beyond them
-with a bare CANCELLED; a service that is behind shall say so itself, with a reason and a delay."""
+_MAX_PENDING_S = 300
+"""Calls that may have arrived and not begun, and for how long. gRPC's own limits (1000, and 3000 for certain; 30 s) end
+what is beyond them with a bare CANCELLED; a service that is behind shall say so itself, with a reason and a delay."""
 
 _log = logging.getLogger(__name__)
 
@@ -170,6 +171,7 @@ class RpcServer:
                 ("grpc.so_reuseport", 0),
                 ("grpc.server.max_pending_requests", _MAX_PENDING),
                 ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING),
+                ("grpc.server_max_unrequested_time_in_server", _MAX_PENDING_S),
                 *_KEEPALIVE,
             ],
         )

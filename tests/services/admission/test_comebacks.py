@@ -68,6 +68,15 @@ def test_no_delay_is_much_longer_than_half_a_minute_and_they_still_differ() -> N
     assert len({round(delay_ms) for delay_ms in late}) > 400
 
 
+def test_turns_given_in_a_flood_do_not_outlast_it() -> None:
+    front = Front()
+    for _ in range(1000):
+        front.comebacks.after_ms(10)
+    for _ in range(4):
+        front.taken(20)
+    assert front.comebacks.after_ms(10) < 1000  # one of forty is refused
+
+
 def test_the_verdict_in_the_details_says_the_same_as_the_error() -> None:
     front = Front()
     packed = any_pb2.Any()
