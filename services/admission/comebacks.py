@@ -3,7 +3,8 @@
 The delay that a plan gives says when one request would fit if nothing else came. To many that are turned away together
 it says the same, and all but a few of them would be turned away again. So each is given a turn of its own on top:
 turns are as far apart as requests were taken lately. Every admission process paces its own clients by what it was
-given itself, so several of them together ask for no more than the fleet takes.
+given itself, so several of them together ask for no more than the fleet takes. How far ahead turns are given follows
+the share that is refused.
 """
 
 import random

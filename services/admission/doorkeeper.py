@@ -7,10 +7,9 @@ requests themselves, so that they hold whatever is slow: this event loop, the ro
 end by themselves when nobody is let in for a moment.
 """
 
-import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from statistics import median
 
 from protos import types_pb2
@@ -20,7 +19,6 @@ from services.common.errors import Reason, SloServeError
 
 __all__ = ["Doorkeeper"]
 
-_AT_WORK = 64
 _FRESH_S = 0.25  # so long a placement says how long the next would take
 _ENOUGH = 5  # placements, before their median is believed
 
@@ -32,7 +30,6 @@ class Doorkeeper:
         self._clock = clock
         self._most = most
         self._waiting = 0
-        self._at_work = asyncio.Semaphore(_AT_WORK)
         self._places: deque[tuple[float, float]] = deque()  # when it was found, how long that took
         self._turns = Comebacks(clock)
 
@@ -45,19 +42,15 @@ class Doorkeeper:
         verdict = self._rejected(types_pb2.Constraint(detail=text), delay_ms)
         raise SloServeError(Reason.NO_CAPACITY, text, retry_after_ms=delay_ms, details=(verdict,))
 
-    @asynccontextmanager
-    async def passing(self, on_infeasible: types_pb2.OnInfeasible.ValueType) -> AsyncIterator[None]:
-        """A request on its way to its place. What is beyond the number that is worked on at a time waits first.
-
-        So this event loop turns quickly enough to see who else has come, whom gRPC would let wait unseen.
-        """
+    @contextmanager
+    def passing(self, on_infeasible: types_pb2.OnInfeasible.ValueType) -> Iterator[None]:
+        """A request on its way to its place."""
         if on_infeasible == types_pb2.ON_INFEASIBLE_WAIT:
             yield
             return
         self._waiting += 1
         try:
-            async with self._at_work:
-                yield
+            yield
         finally:
             self._waiting -= 1
             self._turns.taken()

@@ -74,7 +74,7 @@ class Front:
         policy = self._resolver.policy(request)
         try:
             self._let_in(application, policy)
-            async with self._doorkeeper.passing(policy):
+            with self._doorkeeper.passing(policy):
                 return await self._traced(request, arrival)
         except SloServeError as error:
             self._accounts.refused(application, error)

@@ -75,9 +75,9 @@ def test_waiting_at_a_router_says_nothing_about_the_way() -> None:
     door.keeper.check(door.queued(0.06), 0.05)
 
 
-async def test_too_many_at_a_time_are_refused_with_turns() -> None:
+def test_too_many_at_a_time_are_refused_with_turns() -> None:
     door = Door(most=2)
-    async with door.keeper.passing(BEST_EFFORT), door.keeper.passing(REJECT), door.keeper.passing(WAIT):
+    with door.keeper.passing(BEST_EFFORT), door.keeper.passing(REJECT), door.keeper.passing(WAIT):
         delays_ms = []
         for _ in range(3):
             with pytest.raises(SloServeError, match="2 requests wait") as refused:
@@ -87,22 +87,6 @@ async def test_too_many_at_a_time_are_refused_with_turns() -> None:
         assert delays_ms == pytest.approx([500, 750, 1000])  # two places' time, then one turn after the other
         door.keeper.let_in(WAIT)
     door.keeper.let_in(REJECT)
-
-
-async def test_so_many_are_worked_on_at_a_time_and_the_others_wait_in_order() -> None:
-    door, go, inside = Door(most=1000), asyncio.Event(), list[int]()
-
-    async def one(number: int) -> None:
-        async with door.keeper.passing(BEST_EFFORT):
-            inside.append(number)
-            await go.wait()
-
-    async with asyncio.TaskGroup() as group:
-        for number in range(100):
-            group.create_task(one(number))
-        await soon(lambda: len(inside) == 64)
-        go.set()
-    assert inside == list(range(100))
 
 
 async def test_beyond_the_limit_nothing_is_asked_or_stored(world: World) -> None:

@@ -23,4 +23,4 @@ async def test_the_chunks_of_a_large_step_are_handed_on_in_order_and_in_parts(wo
     await soon(lambda: sum(map(len, parts)) == 70)
     await link.close()
     assert [len(part) for part in parts] == [32, 32, 6]
-    assert sum(parts, []) == [f"r{number}" for number in range(70)]
+    assert [request_id for part in parts for request_id in part] == [f"r{number}" for number in range(70)]
