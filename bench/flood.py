@@ -6,34 +6,36 @@ the services' memory stays bounded.
 
 import asyncio
 import json
-import random
 import resource
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
 
-import grpc
-import grpc.aio
 import psutil
 import typer
+from google.protobuf import any_pb2
 from rich.console import Console
 from rich.table import Table
 
 from bench.fault_load import Answer, FaultLoad, Shape, tally
 from bench.fault_state import Leftovers, leftovers
+from bench.flood_streams import Streams, open_streams, slow_readers
 from bench.metrics import quantile
 from bench.task_watch import TaskWatch
-from protos import admission_pb2, admission_pb2_grpc, types_pb2
+from protos import types_pb2
 from services.cli.stack import LocalStack
 from services.cli.stack_layout import process_names
 from services.cli.stack_spec import StackSpec
-from services.common.errors import from_rpc_error
+from services.client import SlosClient
+from services.client.requests import OnInfeasible
+from services.common.errors import SloServeError
 
-__all__ = ["main"]
+__all__ = ["Wave", "judge", "main"]
 
 _BASE = Shape(
     rate_rps=4.0,
@@ -43,12 +45,16 @@ _BASE = Shape(
     resume_grace_s=0.0,
 )
 _SERVICES = ("admission-0", "router-0", "planner-0")
-_STREAMS_PER_CHANNEL = 1000
+_HOLD_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Wave:
-    """One wave of load and what became of it. `shed_by` counts the refusals by reason; `delays_ms`: p10, p50, p90."""
+    """One wave of load and what became of it.
+
+    `shed_by` counts the refusals by reason and by what ran out; `delays_ms` is what they were told: p10, p50, p90, the
+    longest. `came_back` are those that came back once, when told to, and how that ended.
+    """
 
     name: str
     counts: dict[str, int]
@@ -57,8 +63,13 @@ class Wave:
     shed: int
     shed_with_delay: int
     shed_by: dict[str, int]
-    delays_ms: tuple[float, float, float]
-    longest_s: float
+    delays_ms: tuple[float, float, float, float]
+    came_back: dict[str, int]
+
+    @property
+    def whole(self) -> bool:
+        """Everybody was answered, and no token was wrong."""
+        return not any(self.counts[what] for what in ("unanswered", "wrong tokens", "failed"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +77,7 @@ class Report:
     """What a flood did. `memory_mib`: by service, before, at its highest, and after."""
 
     waves: list[Wave]
-    streams: int
-    streams_ended: dict[str, int]
+    streams: Streams
     slow_complete: int
     slow: int
     memory_mib: dict[str, tuple[float, float, float]]
@@ -75,9 +85,26 @@ class Report:
 
     @property
     def clean(self) -> bool:
-        """Every refusal carried a delay, every promised answer was whole, nothing is left behind."""
-        whole = all(not (w.counts["unanswered"] or w.counts["wrong tokens"] or w.counts["failed"]) for w in self.waves)
-        return whole and all(w.shed == w.shed_with_delay for w in self.waves) and self.left.none
+        """Every refusal carried a reason and a delay, every promised answer was whole, nothing is left behind."""
+        told = all(wave.whole and wave.shed == wave.shed_with_delay for wave in self.waves)
+        return told and self.streams.clean and self.left.none
+
+
+class _Returning(FaultLoad):
+    """Clients that come back once when they are told to; `again` holds those second tries."""
+
+    def __init__(self, addresses: Sequence[str], shape: Shape, *, name: str, seed: int) -> None:
+        super().__init__(addresses, shape, name=name, seed=seed)
+        self.again: list[Answer] = []
+
+    async def _one(self, client: SlosClient, answer: Answer, application: str, policy: OnInfeasible) -> None:
+        await super()._one(client, answer, application, policy)
+        delay_ms = answer.error.retry_after_ms if answer.error is not None and not answer.ids else None
+        if delay_ms is not None:
+            await asyncio.sleep(delay_ms / 1000)
+            again = Answer(f"{answer.request_id}-again", answer.prompt_ids, answer.wanted, time.monotonic())
+            self.again.append(again)
+            await super()._one(client, again, application, policy)
 
 
 class _Peak:
@@ -99,86 +126,45 @@ class _Peak:
 
 
 async def _wave(stack: LocalStack, name: str, shape: Shape, seconds: float, seed: int) -> Wave:
-    load = FaultLoad(stack.addresses.admission, shape, name=name, seed=seed)
-    began_s = time.monotonic()
+    load = _Returning(stack.addresses.admission, shape, name=name, seed=seed)
     await load.run(seconds)
-    return _judge(name, load.answers, time.monotonic() - began_s)
+    return judge(name, load.answers, load.again)
 
 
-def _judge(name: str, answers: list[Answer], seconds: float) -> Wave:
-    promised = [a for a in answers if a.finished is not None and a.finished.promised]
-    shed = [a for a in answers if a.error is not None and not a.ids]
-    delays = sorted(a.error.retry_after_ms for a in shed if a.error is not None and a.error.retry_after_ms)
+def judge(name: str, answers: Sequence[Answer], again: Sequence[Answer]) -> Wave:
+    """What became of a wave; `again` are the second tries of those that came back."""
+    shed = [answer.error for answer in answers if answer.error is not None and not answer.ids]
+    delays_ms = sorted(error.retry_after_ms for error in shed if error.retry_after_ms)
+    promised, kept = _promises(answers)
+    came_back, kept_then = _promises(again)
+    p10, p50, p90, longest = (quantile(delays_ms, level) for level in (0.1, 0.5, 0.9, 1.0))
     return Wave(
         name=name,
-        counts=tally(answers),
-        promised=len(promised),
-        kept=sum(a.finished is not None and a.finished.met for a in promised),
+        counts=tally([*answers, *again]) | {"requests": len(answers), "complete": sum(a.complete for a in answers)},
+        promised=promised,
+        kept=kept,
         shed=len(shed),
-        shed_with_delay=len(delays),
-        shed_by=dict(Counter(a.error.reason.value for a in shed if a.error is not None)),
-        delays_ms=(quantile(delays, 0.1), quantile(delays, 0.5), quantile(delays, 0.9)),
-        longest_s=seconds,
+        shed_with_delay=len(delays_ms),
+        shed_by=dict(Counter(_why(error) for error in shed).most_common()),
+        delays_ms=(p10, p50, p90, longest),
+        came_back={"came back": len(again), "promised": came_back, "kept": kept_then},
     )
 
 
-def _request(source: random.Random, tokens: int) -> admission_pb2.GenerateRequest:
-    return admission_pb2.GenerateRequest(
-        application="summarizer",
-        token_ids=admission_pb2.TokenIds(ids=[source.randint(20, 3500) for _ in range(20)]),
-        sampling=types_pb2.Sampling(max_tokens=tokens, temperature=0.0, ignore_eos=True),
-    )
+def _promises(answers: Sequence[Answer]) -> tuple[int, int]:
+    """Given and kept."""
+    promised = [answer.finished for answer in answers if answer.finished is not None and answer.finished.promised]
+    return len(promised), sum(finished.met for finished in promised)
 
 
-async def _open_streams(address: str, count: int, hold_s: float) -> Counter[str]:
-    """Open `count` streams at once, hold them all, then hang up; how each stood then."""
-    source, ended = random.Random(7), Counter[str]()
-    channels = [
-        grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)])
-        for _ in range(-(-count // _STREAMS_PER_CHANNEL))
-    ]
-
-    async def one(number: int) -> None:
-        stub = admission_pb2_grpc.AdmissionStub(channels[number // _STREAMS_PER_CHANNEL])
-        call = stub.Generate(_request(source, 400))
-        try:
-            async with asyncio.timeout(hold_s):
-                async for event in call:
-                    if event.WhichOneof("event") == "finished":
-                        ended["finished"] += 1
-                        return
-        except TimeoutError:
-            ended["hung up by the client"] += 1
-        except grpc.aio.AioRpcError as error:
-            typed = from_rpc_error(error)
-            delay = "with a delay" if typed.retry_after_ms else "without a delay"
-            ended[f"{error.code().name} {delay}"] += 1
-        finally:
-            call.cancel()
-
-    await asyncio.gather(*(one(number) for number in range(count)))
-    for channel in channels:
-        await channel.close()
-    return ended
-
-
-async def _slow_readers(address: str, count: int) -> int:
-    """Clients that read nothing for five seconds; how many have their whole answer in the end."""
-    source = random.Random(9)
-
-    async def one() -> bool:
-        async with grpc.aio.insecure_channel(address) as channel:
-            call = admission_pb2_grpc.AdmissionStub(channel).Generate(_request(source, 200), timeout=120)
-            tokens, first = 0, True
-            async for event in call:
-                if event.WhichOneof("event") == "tokens":
-                    tokens += len(event.tokens.ids)
-                if first:
-                    await asyncio.sleep(5.0)
-                    first = False
-            return tokens == 200
-
-    return sum(await asyncio.gather(*(one() for _ in range(count))))
+def _why(error: SloServeError) -> str:
+    """The reason, and the constraint of the verdict in its details."""
+    verdict = types_pb2.Verdict()
+    for detail in error.details:
+        if isinstance(detail, any_pb2.Any) and detail.Unpack(verdict):
+            kind = types_pb2.ConstraintKind.Name(verdict.constraint.kind).removeprefix("CONSTRAINT_KIND_")
+            return f"{error.reason.value} {kind}"
+    return error.reason.value
 
 
 async def flood(replicas: int, streams: int, seconds: float, data_dir: Path, console: Console) -> Report:
@@ -197,9 +183,9 @@ async def flood(replicas: int, streams: int, seconds: float, data_dir: Path, con
         waves.append(await _wave(stack, "after", base, 10.0, 3))
         slow = 50
         console.print(f"{slow} clients that read nothing for 5 s")
-        slow_complete = await _slow_readers(stack.admission_address, slow)
+        slow_complete = await slow_readers(stack.admission_address, slow)
         console.print(f"{streams} open streams")
-        ended = await _open_streams(stack.admission_address, streams, 30.0)
+        crowd = await open_streams(stack.admission_address, streams, _HOLD_S)
         left = await leftovers(stack, tasks)
         for _ in range(60):
             if left.none:
@@ -209,45 +195,40 @@ async def flood(replicas: int, streams: int, seconds: float, data_dir: Path, con
         watching.cancel()
         last = peak.now()
         memory = {name: (peak.first[name], peak.highest[name], last[name]) for name in _SERVICES}
-    return Report(waves, streams, dict(ended), slow_complete, slow, memory, left)
+    return Report(waves, crowd, slow_complete, slow, memory, left)
 
 
 def show(report: Report, console: Console) -> None:
     """The tables."""
     table = Table(title="flood", title_justify="left", box=None)
-    for header in (
-        "wave",
-        "requests",
-        "complete",
-        "promised",
-        "kept",
-        "shed",
-        "with a delay",
-        "p10/p50/p90 ms",
-        "failed",
-    ):
+    for header in ("wave", "requests", "complete", "promised", "kept", "shed", "with a delay", "failed"):
         table.add_column(header, justify="right")
     for wave in report.waves:
         counts = wave.counts
-        table.add_row(
-            wave.name,
-            *(str(number) for number in (counts["requests"], counts["complete"], wave.promised, wave.kept)),
-            *(
-                str(wave.shed),
-                str(wave.shed_with_delay),
-                "/".join(f"{ms:.0f}" for ms in wave.delays_ms),
-                str(counts["failed"]),
-            ),
-        )
+        numbers = (counts["requests"], counts["complete"], wave.promised, wave.kept, wave.shed, wave.shed_with_delay)
+        table.add_row(wave.name, *map(str, numbers), str(counts["failed"]))
     console.print(table)
     for wave in report.waves:
         if wave.shed:
-            console.print(f"{wave.name}, turned away: {wave.shed_by}", highlight=False)
-    console.print(f"slow readers with a whole answer: {report.slow_complete} of {report.slow}", highlight=False)
-    console.print(f"{report.streams} open streams: {report.streams_ended}", highlight=False)
+            told = "/".join(f"{ms:.0f}" for ms in wave.delays_ms)
+            _say(
+                console,
+                f"{wave.name}, turned away: {wave.shed_by}; told to come back after {told} ms (p10/p50/p90/max)",
+            )
+            _say(console, f"{wave.name}, of those that came back then: {wave.came_back}")
+    _say(console, f"slow readers with a whole answer: {report.slow_complete} of {report.slow}")
+    streams = report.streams
+    _say(console, f"{streams.wanted} streams wanted at once, {streams.most_open} of them open at the same time")
+    answered = "/".join(f"{seconds:.1f}" for seconds in streams.answered_s)
+    _say(console, f"their verdicts after {answered} s (p50/p90/last); told to come back later {streams.refused} times")
+    _say(console, f"how they ended: {streams.ended}; without a reason: {streams.without_reason}")
     for name, (first, highest, last) in report.memory_mib.items():
-        console.print(f"{name}: {first:.0f} MiB, at most {highest:.0f}, then {last:.0f}", highlight=False)
-    console.print(f"left behind: {asdict(report.left)}", highlight=False)
+        _say(console, f"{name}: {first:.0f} MiB, at most {highest:.0f}, then {last:.0f}")
+    _say(console, f"left behind: {asdict(report.left)}")
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, soft_wrap=True)
 
 
 def main(

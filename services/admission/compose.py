@@ -10,7 +10,9 @@ from redis.asyncio import Redis
 from protos import admission_pb2_grpc, router_pb2
 from services.admission.accounts import Accounts
 from services.admission.background import Background
+from services.admission.comebacks import Comebacks
 from services.admission.delivery import DeliveryLag
+from services.admission.doorkeeper import Doorkeeper
 from services.admission.endings import Endings
 from services.admission.explaining import Explainer
 from services.admission.front import Front
@@ -68,6 +70,7 @@ class AdmissionProcess:
         self._routers = Routers(settings.routers)
         lag = DeliveryLag(clock, instruments)
         self.sessions = Sessions(accounts, clock, lag, lambda session: self._endings.abandon(session))
+        self._comebacks = Comebacks(clock)
         self._presence = Presence(redis, settings.admission_id)
         self._workers = Workers(
             self.sessions,
@@ -78,6 +81,7 @@ class AdmissionProcess:
             self._background,
             self._doubt,
             self._declined,
+            self._comebacks.taken,
         )
         self._rescue = Rescue(
             store,
@@ -110,6 +114,8 @@ class AdmissionProcess:
             endings=self._endings,
             refusals=refusals,
             accounts=accounts,
+            doorkeeper=Doorkeeper(clock, settings.max_placing),
+            comebacks=self._comebacks,
         )
         self._service = AdmissionService(
             resolver=resolver,
@@ -194,5 +200,6 @@ class AdmissionProcess:
 
     def _declined(self, session: Session, attempt: int) -> None:
         if session.error is not None:
+            self._comebacks.pace(session.error)
             work = self._refusals.keep(session.request_id, session.error, attempt)
             self._background.start(work, f"rejection of {session.request_id}")

@@ -24,7 +24,7 @@ class DeliveryLag:
     def __init__(self, clock: Clock, instruments: AdmissionInstruments) -> None:
         self._clock = clock
         self._histogram = instruments.delivery_lag_s
-        self._first = LagEstimate(USUAL_LAG_S)
+        self._first = LagEstimate(USUAL_LAG_S, alert=True)
         self._spread = LagEstimate(_USUAL_SPREAD_S, _SPREAD_QUANTILE)
 
     def first_token(self, replica_id: str, lag_s: float) -> None:

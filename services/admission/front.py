@@ -7,16 +7,18 @@ import asyncio
 import contextlib
 import uuid
 
-from protos import admission_pb2
+from protos import admission_pb2, types_pb2
 from services.admission.accounts import Accounts
 from services.admission.arrival import Arrival
 from services.admission.auth import Caller
+from services.admission.comebacks import Comebacks
+from services.admission.doorkeeper import Doorkeeper
 from services.admission.endings import Endings
 from services.admission.handover import Handover
 from services.admission.queueing import body_digest, output_rules
 from services.admission.refusals import Refusals
 from services.admission.request_trace import RequestTrace
-from services.admission.resolve import Resolver
+from services.admission.resolve import Checked, Resolver
 from services.admission.routers import Routers
 from services.admission.session import Session, SessionFacts
 from services.admission.sessions import Sessions
@@ -48,6 +50,8 @@ class Front:
         endings: Endings,
         refusals: Refusals,
         accounts: Accounts,
+        doorkeeper: Doorkeeper,
+        comebacks: Comebacks,
     ) -> None:
         self._resolver = resolver
         self._tokens = tokens
@@ -61,16 +65,34 @@ class Front:
         self._endings = endings
         self._refusals = refusals
         self._accounts = accounts
+        self._doorkeeper = doorkeeper
+        self._comebacks = comebacks
 
     async def open(self, request: admission_pb2.GenerateRequest, arrival: Arrival) -> Session:
         """A session whose verdict is known; the same one where a client repeats its request."""
+        application = request.application if self._resolver.configured(request.application) else CUSTOM
+        policy = self._resolver.policy(request)
+        try:
+            self._let_in(application, policy)
+            with self._doorkeeper.passing(policy):
+                return await self._traced(request, arrival)
+        except SloServeError as error:
+            self._accounts.refused(application, error)
+            raise
+
+    def _let_in(self, application: str, policy: types_pb2.OnInfeasible.ValueType) -> None:
+        try:
+            self._doorkeeper.let_in(policy)
+        except SloServeError:
+            self._accounts.offered(application)  # it counts, although nobody has looked whether it is valid
+            raise
+
+    async def _traced(self, request: admission_pb2.GenerateRequest, arrival: Arrival) -> Session:
         trace = RequestTrace("request", {"slos_serve.application": request.application or CUSTOM})
         try:
             with trace.active(), trace.step("admit"):
                 return await self._admit(request, arrival, trace)
         except SloServeError as error:
-            known = self._resolver.configured(request.application)
-            self._accounts.refused(request.application if known else CUSTOM, error)
             trace.end({}, error.text)
             raise
         except asyncio.CancelledError:
@@ -83,6 +105,8 @@ class Front:
         self._accounts.offered(valid.application)
         queued = self._resolver.resolve(checked, valid.request_id or uuid.uuid4().hex, arrival, trace)
         named = bool(valid.request_id)
+        if valid.on_infeasible == types_pb2.ON_INFEASIBLE_REJECT and self._sessions.get(queued.request_id) is None:
+            self._refuse_late(queued, checked)
         begun = self._begin(queued.request_id, request, caller, valid, arrival, trace)
         if named and (repeated := await begun) is not None:
             trace.end({"slos_serve.reattached": True})
@@ -104,6 +128,13 @@ class Front:
             if registering is not None:
                 registering.cancel()
         return session
+
+    def _refuse_late(self, queued: types_pb2.QueuedRequest, checked: Checked) -> None:
+        try:
+            self._doorkeeper.check(queued, self._resolver.alone_s(checked))
+        except SloServeError as error:
+            self._comebacks.pace(error)
+            raise
 
     async def _begin(
         self,
@@ -151,10 +182,12 @@ class Front:
     ) -> None:
         try:
             remaining_s = self._remaining_s(arrival)
-            response = await self._routers.place(
-                session.facts.queued, session.facts.on_infeasible, remaining_s, previous_request_id
-            )
+            with self._doorkeeper.placing(session.facts.on_infeasible):
+                response = await self._routers.place(
+                    session.facts.queued, session.facts.on_infeasible, remaining_s, previous_request_id
+                )
         except SloServeError as error:
+            self._comebacks.pace(error)
             error.metadata.setdefault("request_id", session.request_id)  # to ask Explain about
             session.fail(error)
             self._endings.not_placed(session, error)
@@ -167,6 +200,8 @@ class Front:
             raise
         session.last_heard_s = self._clock.now_s()
         session.placed(response)
+        if session.promised:
+            self._comebacks.taken()
         await _registered(registering)
         if session.facts.resume_grace_s > 0:
             await self._handover.leave(session)

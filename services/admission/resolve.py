@@ -16,7 +16,7 @@ from services.admission.queueing import queued_request
 from services.admission.request_trace import RequestTrace
 from services.admission.slo import ReplicaSpeed, resolve_stages, stage_tiers
 from services.admission.tokens import ModelTokens
-from services.admission.validate import Known, ValidRequest, tokenisable, validate
+from services.admission.validate import Known, ValidRequest, policy_of, tokenisable, validate
 from services.common.config import Catalogue
 from services.common.errors import Reason, SloServeError
 from services.common.wire import perf_model_from_wire
@@ -62,6 +62,10 @@ class Resolver:
         """Whether the catalogue has such an application."""
         return application in self._catalogue.applications
 
+    def policy(self, request: admission_pb2.GenerateRequest) -> types_pb2.OnInfeasible.ValueType:
+        """What to do with a request, not yet checked, where nobody can promise it."""
+        return policy_of(request, self._catalogue.applications.get(request.application))
+
     async def check(self, request: admission_pb2.GenerateRequest, arrival: Arrival, trace: RequestTrace) -> Checked:
         """Authenticate, tokenise and validate. UNAUTHENTICATED, INVALID_ARGUMENT, or UNAVAILABLE (NO_REPLICA)."""
         caller = self.caller(arrival)
@@ -95,6 +99,11 @@ class Resolver:
             client_deadline_us=arrival.deadline_us,
             trace=trace.context,
         )
+
+    def alone_s(self, checked: Checked) -> float:
+        """The prefill of a request on the fastest live replica, were it idle; seconds."""
+        prompt_tokens = len(checked.valid.prompt_ids)
+        return min((speed.idle_ttft_s(prompt_tokens) for speed in self._speeds_of(checked.replicas)), default=0.0)
 
     def _speeds_of(self, replicas: Mapping[str, router_pb2.Replica]) -> Sequence[ReplicaSpeed]:
         """How fast each replica that has measured itself is; worked out once per view of the fleet."""

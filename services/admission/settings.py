@@ -27,6 +27,7 @@ class AdmissionSettings(ServiceSettings):
     model: directory or hub id that holds `tokenizer.json`.
     rescue_patience_s: how long a request whose worker died is offered again before its client gets an error.
     keep_finished_s: how long the output of an ended request stays available to `Resume`.
+    max_placing: so many requests may wait for their place at a time; what comes beyond is told when to come back.
     """
 
     port: Annotated[int, Field(ge=0, le=65535)] = 50051
@@ -35,6 +36,7 @@ class AdmissionSettings(ServiceSettings):
     model: str
     rescue_patience_s: Annotated[float, Field(ge=0, le=600)] = 10.0
     keep_finished_s: Annotated[float, Field(ge=0, le=3600)] = 60.0
+    max_placing: Annotated[int, Field(ge=1, le=100_000)] = 1000
 
     @field_validator("routers", mode="before")
     @classmethod

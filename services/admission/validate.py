@@ -75,6 +75,13 @@ def check_request_id(request_id: str, violations: Violations, *, needed: bool, f
         )
 
 
+def policy_of(
+    request: admission_pb2.GenerateRequest, application: Application | None
+) -> types_pb2.OnInfeasible.ValueType:
+    """What to do where nobody can promise: as the client says, else as its application does."""
+    return request.on_infeasible or _POLICIES[application.on_infeasible if application else "best_effort"]
+
+
 def validate(request: admission_pb2.GenerateRequest, text_ids: Sequence[int], known: Known) -> ValidRequest:
     """The validated request; `InvalidRequestError` lists every violation.
 
@@ -106,7 +113,7 @@ def validate(request: admission_pb2.GenerateRequest, text_ids: Sequence[int], kn
         last_stage_limit=(stated[-1].max_tokens or None) if len(stated) > 1 else None,
         max_tokens=max_tokens,
         sampling=sampling,
-        on_infeasible=request.on_infeasible or _POLICIES[application.on_infeasible if application else "best_effort"],
+        on_infeasible=policy_of(request, application),
         resume_grace_s=request.resume_grace_s,
         previous_request_id=request.previous_request_id,
         verdict_mode=VerdictMode(application.verdict) if application else VerdictMode.FIRM,

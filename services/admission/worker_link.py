@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import grpc
 
@@ -19,14 +19,19 @@ _CALL_TIMEOUT_S = 5.0
 _FIRST_RETRY_S = 0.05
 _LONGEST_RETRY_S = 1.0
 
-OnBatch = Callable[[worker_pb2.TokenBatch], None]
+_AT_ONCE = 32
+"""Chunks handed on in one turn of the event loop: one step of a large engine has hundreds, and whoever calls meanwhile
+would be seen only after all of them were sent."""
+
+OnChunks = Callable[[str, Sequence[worker_pb2.TokenChunk]], None]
 
 
 class WorkerLink:
     """A subscription to one worker process.
 
-    `on_batch` gets every message that carries tokens; `on_linked` is called when the subscription stands, again after
-    every break, and `on_broken` when one that stood broke; `on_skew` gets the worker's clock minus ours, seconds.
+    `on_chunks` gets the worker's name and the chunks of every message; `on_linked` is called when the subscription
+    stands, again after every break, and `on_broken` when one that stood broke; `on_skew` gets the worker's clock minus
+    ours, seconds.
     """
 
     def __init__(
@@ -35,7 +40,7 @@ class WorkerLink:
         admission_id: str,
         clock: Clock,
         *,
-        on_batch: OnBatch,
+        on_chunks: OnChunks,
         on_linked: Callable[[], None],
         on_broken: Callable[[], None],
         on_skew: Callable[[float], None],
@@ -44,7 +49,7 @@ class WorkerLink:
         self.started_us = replica.started_us
         self._admission_id = admission_id
         self._clock = clock
-        self._on_batch = on_batch
+        self._on_chunks = on_chunks
         self._on_linked = on_linked
         self._on_broken = on_broken
         self._on_skew = on_skew
@@ -108,8 +113,10 @@ class WorkerLink:
                 self.up = True
                 self._measure_skew(asked_us, batch.sent_at_us)
                 self._on_linked()
-            if batch.chunks:
-                self._on_batch(batch)
+            for start in range(0, len(batch.chunks), _AT_ONCE):
+                if start:
+                    await asyncio.sleep(0)
+                self._on_chunks(batch.replica_id, batch.chunks[start : start + _AT_ONCE])
 
     def _measure_skew(self, asked_us: int, sent_at_us: int) -> None:
         heard_us = self._clock.now_us()

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from protos import router_pb2, worker_pb2
 from services.admission.background import Background
@@ -40,6 +40,7 @@ class Workers:
         background: Background,
         on_doubt: Callable[[Session, float], None],
         on_declined: Callable[[Session, int], None],
+        on_promised: Callable[[], None],
     ) -> None:
         self._sessions = sessions
         self._admission_id = admission_id
@@ -49,6 +50,7 @@ class Workers:
         self._background = background
         self._on_doubt = on_doubt
         self._on_declined = on_declined
+        self._on_promised = on_promised
         self._links: dict[str, WorkerLink] = {}
         self._attaching: set[str] = set()
 
@@ -106,7 +108,7 @@ class Workers:
             replica,
             self._admission_id,
             self._clock,
-            on_batch=self._take,
+            on_chunks=self._take,
             on_linked=lambda: self._linked(replica_id),
             on_broken=lambda: self._broken(replica_id, replica.started_us),
             on_skew=lambda skew_s: gauge.set(skew_s, {"slos_serve.replica": replica_id}),
@@ -126,18 +128,21 @@ class Workers:
         except SloServeError as error:  # its lease runs out by itself
             _log.info("the lease of %s is not cut short: %s", replica_id, error)
 
-    def _take(self, batch: worker_pb2.TokenBatch) -> None:
+    def _take(self, replica_id: str, chunks: Sequence[worker_pb2.TokenChunk]) -> None:
         now_s = self._clock.now_s()
-        link = self._links.get(batch.replica_id)
+        link = self._links.get(replica_id)
         skew_us = round(link.skew_s * 1e6) if link is not None else 0
-        for chunk in batch.chunks:
+        for chunk in chunks:
             session = self._sessions.get(chunk.request_id)
             if session is None:
                 continue  # given up here; its cancel is under way
             session.last_heard_s = now_s
             if chunk.emitted_at_us and chunk.token_ids:
                 session.emitted_us = chunk.emitted_at_us - skew_us
-            intake = session.take(batch.replica_id, chunk)
+            before = session.promised
+            intake = session.take(replica_id, chunk)
+            if session.promised and not before:
+                self._on_promised()
             if intake is Intake.GAP:
                 self.attach(session)
             elif intake is Intake.CUT:

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
+from redis.driver_info import DriverInfo
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -55,6 +56,7 @@ def open_redis(redis_url: str) -> Redis:
             socket_keepalive=None if redis_url.startswith("unix:") else True,
             health_check_interval=15,
             retry=Retry(ExponentialBackoff(cap=0.2, base=0.02), 3),
+            driver_info=DriverInfo(),  # or each new connection looks its version up on disk, in the middle of a burst
         )
     except ValueError as error:
         raise ConfigError(f"environment: SLOS_REDIS_URL: {redacted_url(redis_url)}: {error}") from None

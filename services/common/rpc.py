@@ -25,6 +25,10 @@ from services.common.undecodable import undecodable
 __all__ = ["MAX_MESSAGE_BYTES", "RpcServer", "open_channel"]
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
+_MAX_PENDING = 20_000
+_MAX_PENDING_S = 300
+"""Calls that may have arrived and not begun, and for how long. gRPC's own limits (1000, and 3000 for certain; 30 s) end
+what is beyond them with a bare CANCELLED; a service that is behind shall say so itself, with a reason and a delay."""
 
 _log = logging.getLogger(__name__)
 
@@ -165,6 +169,9 @@ class RpcServer:
                 ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", 0),
+                ("grpc.server.max_pending_requests", _MAX_PENDING),
+                ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING),
+                ("grpc.server_max_unrequested_time_in_server", _MAX_PENDING_S),
                 *_KEEPALIVE,
             ],
         )

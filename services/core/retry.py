@@ -21,7 +21,10 @@ from services.core.problem import Problem
 from services.core.solver import Solution
 from services.core.view import Prefill
 
-__all__ = ["earliest_fit_s"]
+__all__ = ["AT_ONCE_S", "earliest_fit_s"]
+
+AT_ONCE_S = 0.001
+"""The delay to tell where the same SLO would fit if it were asked for anew: 0 stands for "not known" in messages."""
 
 
 def earliest_fit_s(problem: Problem, solution: Solution, items: Sequence[Prefill], row: int) -> float:

@@ -202,6 +202,12 @@ class Ledger:
         found = self._reservations.get(key[0])
         return found if found is not None and found.attempt == key[1] else None
 
+    @property
+    def tries(self) -> int:
+        """Requests on their way that are late if that takes as long as it did last; see `Promises`."""
+        hopeless = types_pb2.CONSTRAINT_KIND_HOPELESS
+        return sum(held.verdict.constraint.kind == hopeless for held in self._reservations.values())
+
     def holds(self, key: Key) -> bool:
         """True where this attempt is promised: reserved, committed, or in the engine on a tier."""
         entry = self._entries.get(key[0])

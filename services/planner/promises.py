@@ -17,20 +17,22 @@ from services.core.drafts import acceptance_by_tier
 from services.core.duration_cap import DurationCap
 from services.core.errors import CoreError
 from services.core.quote import Quote, quote, retry_delays_s
-from services.core.slo import Tier
+from services.core.retry import AT_ONCE_S
+from services.core.slo import Tier, VerdictMode
 from services.core.speculation import PRIOR_ACCEPTANCE
 from services.core.verdict import EARLY_PROMPT_TOKENS, VerdictKind, displaces, verdict_for
 from services.core.view import PlanSettings, Prefill, ReplicaView
 from services.planner.candidates import Candidate
 from services.planner.history import Said
 from services.planner.ledger import Ledger
-from services.planner.slip import slip_s
+from services.planner.slip import USUAL_TRANSIT_S, slip_s
 from services.planner.verdicts import no_state_verdict, verdict_of
 
 __all__ = ["PlanRun", "Planning", "Promises"]
 
 _HANDOVER_S = 0.002  # from the worker's submission to where the engine forms its batches
 _SHORTEST_BATCH_S = 0.001
+_MOST_TRIES = 4  # at a time
 
 Key = tuple[str, int]
 Answers = dict[Key, planner_pb2.CandidateVerdict]
@@ -86,8 +88,8 @@ class Promises:
         if not self.ledger.ready:
             why = self.ledger.why_not_ready
             return answers | {c.key: self._answer(c, no_state_verdict(c, why, self.clock)) for c in fresh}
-        slip = self._slip_s() if fresh else 0.0
-        return answers | self._decide_fresh([c.less_slip(slip) if slip > 0 else c for c in fresh])
+        slip, usual = self._slips_s() if fresh else (0.0, 0.0)
+        return answers | self._decide_fresh([c.less_slip(slip) if slip > 0 else c for c in fresh], slip - usual)
 
     def promote(self, candidates: Sequence[Candidate]) -> list[tuple[Candidate, types_pb2.Verdict]]:
         """Those of the waiting best-effort requests that now fit, with the promise each is given."""
@@ -105,7 +107,7 @@ class Promises:
 
     def quote(self, candidate: Candidate) -> tuple[Quote, types_pb2.Verdict]:
         """What the core quotes now, and the verdict it means. Reserves nothing; needs a ready ledger."""
-        asked = candidate.less_slip(self._slip_s())
+        asked = candidate.less_slip(self._slips_s()[0])
         view = self.ledger.view(asked_ids=frozenset({candidate.prefill.id}))
         settings = self.settings((asked.prefill,))
         found = quote(view, asked.prefill, self.planning.tiers, self.planning.policy, settings)
@@ -172,20 +174,37 @@ class Promises:
         if candidate.slo.ttft_s is not None:
             self._cap.promised(self.clock.now_s())
 
-    def _slip_s(self) -> float:
-        """How much later than planned a candidate decided now reaches the engine."""
+    def _slips_s(self) -> tuple[float, float]:
+        """How much later than planned a candidate decided now reaches the engine: as lately, and as usually at most."""
         now_s, ledger = self.clock.now_s(), self.ledger
-        transit_s = ledger.transit.seconds(now_s) + _HANDOVER_S
-        if ledger.batches_in_flight == 1 and ledger.engine_free_s >= now_s + transit_s:
-            return 0.0  # it will be there when the next batch is formed
+        lately_s = ledger.transit.seconds(now_s)
+        transits_s = lately_s + _HANDOVER_S, min(lately_s, USUAL_TRANSIT_S) + _HANDOVER_S
+        if ledger.batches_in_flight == 1 and ledger.engine_free_s >= now_s + transits_s[0]:
+            return 0.0, 0.0  # it will be there when the next batch is formed
         settings = replace(self.settings(), cap_lapsed=self._cap.lapsed(now_s))
         batch_s = form_batch(ledger.view(), settings).duration_s
         if not ledger.running:  # what is on its way may come first, and run first
-            return transit_s + batch_s
+            return transits_s[0] + batch_s, transits_s[1] + batch_s
         batch_s = max(_SHORTEST_BATCH_S, batch_s)
-        return slip_s(now_s, ledger.engine_free_s, transit_s, batch_s, ledger.batches_in_flight)
+        lately_s, usual_s = (
+            slip_s(now_s, ledger.engine_free_s, transit_s, batch_s, ledger.batches_in_flight)
+            for transit_s in transits_s
+        )
+        return lately_s, usual_s
 
-    def _decide_fresh(self, fresh: Sequence[Candidate]) -> Answers:
+    def _worth_a_try(self, candidate: Candidate, decision: Decision, excess_s: float) -> bool:
+        """Whether a request is hopeless only if its way takes as long as it did lately, `excess_s` more than usual.
+
+        Then a few at a time wait for their verdict in the engine, which sees whether they are in time: what arrives
+        tells how long the way is now. One bad moment would else be believed for as long as it is remembered.
+        """
+        constraint = decision.constraint
+        if constraint.kind is not ConstraintKind.HOPELESS or constraint.needed > constraint.available + excess_s:
+            return False
+        self.ledger.transit.turned_away(self.clock.now_s())
+        return candidate.mode is not VerdictMode.FIRM and self.ledger.tries < _MOST_TRIES
+
+    def _decide_fresh(self, fresh: Sequence[Candidate], excess_s: float) -> Answers:
         if not fresh:
             return {}
         for candidate in fresh:
@@ -197,6 +216,8 @@ class Promises:
             decision = decisions[candidate.prefill.id]
             early = 0 if contended else self.planning.early_prompt_tokens
             kind = verdict_for(candidate.mode, candidate.prefill, decision, early_prompt_tokens=early)
+            if kind is VerdictKind.DECLINED and self._worth_a_try(candidate, decision, excess_s):
+                kind = VerdictKind.PENDING
             if kind is not VerdictKind.DECLINED:
                 verdict = self._verdict(candidate, decision, kind)
                 promised = kind is VerdictKind.ADMITTED
@@ -204,17 +225,19 @@ class Promises:
                 self._wanted(candidate)
                 answers[candidate.key] = self._answer(candidate, verdict, until_us)
         declined = [candidate for candidate in fresh if candidate.key not in answers]
-        delays_s = self._retry_delays_s([candidate.prefill for candidate in declined])
+        delays_s = self._retry_delays_s(
+            [_asked_anew(candidate, excess_s, self.clock.now_s()) for candidate in declined]
+        )
         for candidate in declined:
             verdict = self._verdict(candidate, decisions[candidate.prefill.id], VerdictKind.DECLINED)
             delay_s = delays_s[candidate.prefill.id]
-            verdict.retry_after_ms = delay_s * 1000 if math.isfinite(delay_s) else 0.0
+            verdict.retry_after_ms = max(AT_ONCE_S, delay_s) * 1000 if math.isfinite(delay_s) else 0.0
             self._note_declined(candidate, decisions[candidate.prefill.id])
             answers[candidate.key] = self._answer(candidate, verdict)
         return answers
 
     def _retry_delays_s(self, declined: Sequence[Prefill]) -> dict[str, float]:
-        """When each declined request would fit, out of one plan that has the new promises in it."""
+        """When each declined request, asked for anew, would fit, out of one plan that has the new promises in it."""
         if not declined:
             return {}
         view = self.ledger.view(asked_ids=frozenset(prefill.id for prefill in declined))
@@ -265,3 +288,11 @@ class Promises:
     def _remember(self, candidate: Candidate, verdict: types_pb2.Verdict) -> None:
         said = Said(candidate.attempt, verdict, candidate.due_s, self.clock.now_s())
         self.ledger.history.remember(candidate.prefill.id, said)
+
+
+def _asked_anew(candidate: Candidate, excess_s: float, now_s: float) -> Prefill:
+    """The same SLO asked for again: its whole time to first token lies ahead, and its way is as usual again."""
+    prefill = candidate.prefill
+    if not math.isfinite(prefill.arrival_s):
+        return prefill
+    return replace(prefill, arrival_s=now_s, deadline_s=now_s + prefill.deadline_s - prefill.arrival_s + excess_s)

@@ -10,16 +10,45 @@ import math
 
 from services.core.lag import LagEstimate
 
-__all__ = ["TransitEstimate", "slip_s"]
+__all__ = ["USUAL_TRANSIT_S", "TransitEstimate", "slip_s"]
 
-_USUAL_TRANSIT_S = 0.020  # of a system that has just been started
+USUAL_TRANSIT_S = 0.020
+"""Of a system that has just been started."""
+
+_BELIEVED_S = 1.0
+_HALVES_S = 1.0
 
 
 class TransitEstimate(LagEstimate):
-    """Seconds from a verdict to the arrival of its request in the engine."""
+    """Seconds from a verdict to the arrival of its request in the engine.
+
+    Only what is sent on its way tells how long that is. An estimate that turns everybody away is therefore in doubt:
+    where nothing has arrived for a second since it did, it falls back towards the usual, and what arrives next counts
+    alone.
+    """
 
     def __init__(self) -> None:
-        super().__init__(_USUAL_TRANSIT_S)
+        super().__init__(USUAL_TRANSIT_S, alert=True)
+        self._doubted_s = math.inf  # from when on
+
+    def turned_away(self, now_s: float) -> None:
+        """Somebody was turned away because of it."""
+        self._doubted_s = min(self._doubted_s, now_s + _BELIEVED_S)
+
+    def observe(self, now_s: float, lag_s: float) -> None:
+        """A request arrived `lag_s` after its verdict."""
+        if now_s > self._doubted_s:
+            self.forget()
+        self._doubted_s = math.inf
+        super().observe(now_s, lag_s)
+
+    def seconds(self, now_s: float) -> float:
+        """What to reckon with."""
+        known_s = super().seconds(now_s)
+        doubted_s = now_s - self._doubted_s
+        if doubted_s <= 0 or known_s <= USUAL_TRANSIT_S:
+            return known_s
+        return USUAL_TRANSIT_S + (known_s - USUAL_TRANSIT_S) * math.pow(0.5, doubted_s / _HALVES_S)
 
 
 def slip_s(now_s: float, free_s: float, transit_s: float, batch_s: float, batches_in_flight: int = 1) -> float:

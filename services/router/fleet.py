@@ -127,6 +127,11 @@ class Fleet:
         rest = [replica for replica_id, replica in self._watcher.replicas.items() if replica_id in behind]
         return within_budget(order, self._loads(request, rest), budget)
 
+    def alone_s(self, replica_ids: Sequence[str], request: types_pb2.QueuedRequest) -> float:
+        """The prefill of a request on the fastest of some replicas, were it idle; 0 where none has measured itself."""
+        tokens = _to_prefill(request)
+        return min((self._prefill_s(replica_id, tokens) for replica_id in replica_ids), default=0.0)
+
     def placed(self, replica_id: str, request: types_pb2.QueuedRequest) -> None:
         """Take note of a request sent to a replica."""
         replica = self._watcher.replicas.get(replica_id)

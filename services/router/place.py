@@ -11,6 +11,7 @@ from protos import router_pb2, types_pb2
 from services.common import keys
 from services.common.clock import Clock
 from services.common.errors import Reason, SloServeError
+from services.common.request_record import RequestState
 from services.common.request_store import QueueFullError, RequestStore
 from services.core.slo import BEST_EFFORT
 from services.router.candidate import candidate_of, current_stage, output_tokens
@@ -23,6 +24,7 @@ from services.router.verdicts import (
     best_effort,
     earliest_retry_ms,
     hopeless,
+    late_already,
     nearest,
     no_replica,
     rejected,
@@ -102,6 +104,9 @@ class Placer:
         asked, patience_s = 0, 0.0
         while True:
             order = self._fleet.order(request, output_tokens(request), session_replica=session_replica)
+            late = await self._late(request, order)
+            if late is not None:
+                return [late], asked
             shortlist = self._fleet.shortlist(order, request, self._max_hops)
             hops = await self._round(request, shortlist)
             asked += len(hops)
@@ -112,6 +117,16 @@ class Placer:
             await asyncio.sleep(min(left_s, self._reoffer_s))
             await self._fleet.wait_for_change(min(left_s, patience_s))
             patience_s = min(_LONGEST_PAUSES * self._reoffer_s, patience_s + self._reoffer_s)
+
+    async def _late(self, request: types_pb2.QueuedRequest, order: Sequence[str]) -> router_pb2.Hop | None:
+        """What any planner would say where it came too late already; None where they are to be asked."""
+        alone_s = self._fleet.alone_s(order, request)
+        verdict = late_already(request, current_stage(request), alone_s, self._clock.now_us())
+        if verdict is None or not order:
+            return None
+        record = await self._store.get(request.request_id)
+        placed = record is not None and record.state is not RequestState.NEW  # a repeated call: it has its answer
+        return None if placed else router_pb2.Hop(replica_id=order[0], verdict=verdict)
 
     async def _round(self, request: types_pb2.QueuedRequest, shortlist: Sequence[str]) -> Hops:
         """Ask the replicas of a shortlist, and take note of who declined."""

@@ -90,7 +90,7 @@ class RouterService(router_pb2_grpc.RouterServicer):
             parent = context_from(TraceContext(request.traceparent, request.tracestate))
         attributes = {"slos_serve.placement": kind, "slos_serve.application": request.application}
         outcome, started_s = "cancelled", time.perf_counter()
-        with self._tracer.start_as_current_span("route", context=parent) as span:
+        with self._tracer.start_as_current_span("route", context=parent, record_exception=False) as span:
             span.set_attributes({"slos_serve.request_id": request.request_id, "slos_serve.attempt": request.attempt})
             try:
                 response = await placing

@@ -11,6 +11,7 @@ __all__ = [
     "best_effort",
     "earliest_retry_ms",
     "hopeless",
+    "late_already",
     "nearest",
     "no_planner",
     "no_replica",
@@ -54,6 +55,30 @@ def hopeless(hops: Sequence[router_pb2.Hop]) -> bool:
     """True where every replica said that the request would be late even alone: waiting cannot help."""
     kinds = {hop.verdict.constraint.kind for hop in hops}
     return kinds == {types_pb2.CONSTRAINT_KIND_HOPELESS}
+
+
+def late_already(
+    request: types_pb2.QueuedRequest, stage: types_pb2.Stage, alone_s: float, now_us: int
+) -> types_pb2.Verdict | None:
+    """The verdict on a request that took too long to get here to be in time even on an idle replica; None otherwise.
+
+    `alone_s` is its prefill on the fastest replica. What is behind gets no further behind by asking planners about it.
+    """
+    left_s = (request.ttft_deadline_us - now_us) / 1e6
+    if left_s >= alone_s:
+        return None
+    since_ms = (now_us - request.arrival_us) / 1000
+    constraint = types_pb2.Constraint(
+        kind=types_pb2.CONSTRAINT_KIND_HOPELESS,
+        needed=alone_s,
+        available=left_s,
+        detail=f"hopeless: it took {since_ms:.1f} ms to the router, even alone the first token takes "
+        f"{alone_s * 1000:.1f} ms more, its deadline leaves {left_s * 1000:.1f} ms",
+    )
+    verdict = _of(types_pb2.VERDICT_KIND_BEST_EFFORT, stage, constraint, now_us)
+    verdict.retry_after_ms = max(1.0, since_ms)  # what is under way now is through by then
+    verdict.predicted_ttft_ms = since_ms + alone_s * 1000
+    return verdict
 
 
 def earliest_retry_ms(hops: Sequence[router_pb2.Hop]) -> float:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from services.core.admission import Decision, Policy, decide
 from services.core.constraint import FITS, Constraint
 from services.core.quote import retry_delays_s
+from services.core.retry import AT_ONCE_S
 from services.core.slo import VerdictMode
 from services.core.verdict import VerdictKind, verdict_at_first_token, verdict_for
 from services.core.view import PlanSettings, Prefill, ReplicaView
@@ -116,7 +117,7 @@ class PendingRequests:
         anew = list(_asked_anew(view, declined))
         rest = view.with_prefills([prefill for prefill in view.prefills if prefill.id not in declined])
         delays_s = retry_delays_s(rest, anew, self._policy, settings)
-        return {key: delay_s for key, delay_s in delays_s.items() if math.isfinite(delay_s)}
+        return {key: max(AT_ONCE_S, delay_s) for key, delay_s in delays_s.items() if math.isfinite(delay_s)}
 
 
 def _asked_anew(view: ReplicaView, keys: set[str]) -> Iterator[Prefill]:

@@ -1,8 +1,9 @@
 """Takes requests from the queues and starts them.
 
 A delivery is claimed, made a submission, and started; what cannot be started is ended at once, with the reason as its
-only chunk. Best effort is read only while there is room for it; an entry that turns out too long for the room waits
-here, unclaimed, and no other is read meanwhile.
+only chunk. What was placed here is claimed side by side: one claim after the other, each a round trip, would make a
+burst late. Best effort is taken one by one, and read only while there is room for it; an entry that turns out too long
+for the room waits here, unclaimed, and no other is read meanwhile.
 """
 
 import asyncio
@@ -27,6 +28,8 @@ from services.worker.submission import submission_of
 __all__ = ["Intake"]
 
 _log = logging.getLogger(__name__)
+
+_MOST_CLAIMS = 64  # at a time; with so many under way no more is read
 
 
 class Intake:
@@ -60,6 +63,7 @@ class Intake:
         self._may_claim = may_claim
         self._weight_of = weight_of  # of an application
         self._held: Delivery | None = None
+        self._taking: dict[asyncio.Task[None], Delivery] = {}
         self._room_changed = asyncio.Event()
         self._draining = False
         self._idle_reads = 0
@@ -69,8 +73,9 @@ class Intake:
     def entries(self) -> dict[str, list[str]]:
         """Entry ids of what runs or waits here, by stream."""
         entries = self._generations.entries
-        if self._held is not None:
-            entries.setdefault(self._held.stream, []).append(self._held.entry_id)
+        here = [*self._taking.values(), *([self._held] if self._held is not None else [])]
+        for delivery in here:
+            entries.setdefault(delivery.stream, []).append(delivery.entry_id)
         return entries
 
     def apply(self, report: EngineReport) -> None:
@@ -80,26 +85,31 @@ class Intake:
 
     async def run(self) -> None:
         """Read until cancelled."""
-        waiting: asyncio.Task[None] | None = None
-        try:
-            async for delivery in self._reader.deliveries(self._streams):
-                self._idle_reads = 0
-                if delivery.stream == BEST_EFFORT_QUEUE and not self._room.fits(_prompt_tokens(delivery)):
-                    self._held = delivery
-                    waiting = asyncio.create_task(self._take_when_it_fits(delivery))
-                else:
-                    await self._take(delivery)
-        finally:
-            if waiting is not None:
-                waiting.cancel()
-                await asyncio.gather(waiting, return_exceptions=True)
+        async with asyncio.TaskGroup() as group:
+            waiting: asyncio.Task[None] | None = None
+            try:
+                async for delivery in self._reader.deliveries(self._streams):
+                    self._idle_reads = 0
+                    if delivery.stream != BEST_EFFORT_QUEUE:
+                        await self._begin(group, delivery)
+                    elif self._room.fits(_prompt_tokens(delivery)):
+                        await self._take(delivery)
+                    else:
+                        self._held = delivery
+                        waiting = group.create_task(self._take_when_it_fits(delivery))
+            finally:
+                if waiting is not None:
+                    waiting.cancel()
 
     async def drain(self, timeout_s: float) -> None:
         """Take what is promised here already, and nothing else; give a held entry back."""
         self._draining = True
         self._idle_reads = 0
         try:
-            await asyncio.wait_for(self._drained.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._drained.wait()
+                if self._taking:
+                    await asyncio.wait(self._taking)
         except TimeoutError:
             _log.warning("the queues could not be read to their end within %.0f s", timeout_s)
         held, self._held = self._held, None
@@ -117,6 +127,14 @@ class Intake:
         if not self._draining and self._held is None and self._room.fits():
             return (*self._tier_streams, BEST_EFFORT_QUEUE)
         return self._tier_streams
+
+    async def _begin(self, group: asyncio.TaskGroup, delivery: Delivery) -> None:
+        """Take a delivery beside those before it."""
+        while len(self._taking) >= _MOST_CLAIMS:
+            await asyncio.wait(self._taking, return_when=asyncio.FIRST_COMPLETED)
+        task = group.create_task(self._take(delivery))
+        self._taking[task] = delivery
+        task.add_done_callback(self._taking.pop)
 
     async def _take_when_it_fits(self, delivery: Delivery) -> None:
         while self._held is delivery and not (self._may_claim() and self._room.fits(_prompt_tokens(delivery))):

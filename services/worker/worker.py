@@ -18,11 +18,11 @@ from services.common.rendezvous import planner_for
 from services.common.request_store import RequestStore
 from services.common.rpc import RpcServer
 from services.common.stream_reader import StreamReader
+from services.common.watched import WatchedTasks
 from services.common.wire import perf_model_to_wire
 from services.core.fit import Sample
 from services.core.lengths import LengthForecaster
 from services.worker.activity import Activity
-from services.worker.background import Background
 from services.worker.best_effort_room import BestEffortRoom
 from services.worker.claims import Claims
 from services.worker.directives import Directives
@@ -79,7 +79,7 @@ class Worker:
         )
         self._activity = Activity(clock)
         self._engine_lost = asyncio.Event()
-        self._background = Background()
+        self._background = WatchedTasks()
         self._measure = Measure(worker_instruments(), settings.replica_id)
         self._draining: asyncio.Task[int] | None = None
         self._drain_begun = asyncio.Event()

@@ -50,3 +50,16 @@ def test_what_came_early_counts_as_in_time() -> None:
     estimate = LagEstimate()
     estimate.observe(1.0, -0.2)
     assert estimate.seconds(1.0) == 0.0
+
+
+def test_two_of_the_latest_are_enough_for_one_that_is_alert() -> None:
+    calm, alert = LagEstimate(), LagEstimate(alert=True)
+    for estimate in (calm, alert):
+        for number in range(250):
+            estimate.observe(1.0 + number / 100, 0.01)
+        estimate.observe(3.51, 0.2)
+    assert (calm.seconds(3.52), alert.seconds(3.52)) == (0.01, 0.01)  # one is an accident
+    for estimate in (calm, alert):
+        estimate.observe(3.53, 0.1)
+    assert (calm.seconds(3.54), alert.seconds(3.54)) == (0.01, 0.1)
+    assert alert.seconds(4.6) == 0.01  # no longer the latest

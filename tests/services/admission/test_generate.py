@@ -175,7 +175,8 @@ async def test_a_rejection_is_an_error_without_events(world: World) -> None:
     with pytest.raises(SloServeError) as refused:
         await anext(world.client.generate("Go on.", application="chatbot", on_infeasible="REJECT"))
     assert refused.value.reason is Reason.NO_CAPACITY
-    assert refused.value.retry_after_ms == 750
+    assert refused.value.retry_after_ms is not None
+    assert 750 <= refused.value.retry_after_ms <= 1000  # the second to be turned away has a later turn
     received = types_pb2.Verdict()
     assert any(detail.Unpack(received) for detail in refused.value.details)
     assert received.kind == types_pb2.VERDICT_KIND_REJECTED

@@ -237,3 +237,23 @@ async def test_the_fleet_is_listed_as_its_leases_describe_it(world: World) -> No
     published = [await world.replica("a", running=3), await world.replica("b", max_model_len=64)]
     listed = await world.stub.ListReplicas(router_pb2.ListReplicasRequest(), timeout=5)
     assert list(listed.replicas) == published
+
+
+@pytest.mark.parametrize("policy", [REJECT, types_pb2.ON_INFEASIBLE_BEST_EFFORT])
+async def test_who_comes_too_late_for_an_idle_replica_is_not_asked_about(world: World, policy: Any) -> None:
+    await world.replica("a")
+    request = world.request("r", ttft_ms=500)
+    request.arrival_us -= 490_000
+    request.ttft_deadline_us -= 490_000  # 10 ms are left, an idle replica takes 20
+    if policy == REJECT:
+        error = await error_of(world.place(request, policy))
+        verdict = verdict_in(error)
+        assert error.reason is Reason.NO_CAPACITY
+        assert 490 <= verdict.retry_after_ms < 1500
+        assert error.retry_after_ms == pytest.approx(verdict.retry_after_ms, abs=0.01)
+    else:
+        verdict = (await world.place(request, policy)).verdict
+        assert verdict.kind == BEST_EFFORT
+    assert verdict.constraint.kind == types_pb2.CONSTRAINT_KIND_HOPELESS
+    assert "to the router" in verdict.constraint.detail
+    assert not world.planner.asked

@@ -11,6 +11,7 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from protos import router_pb2, router_pb2_grpc, types_pb2
+from services.common import keys
 from services.common.rpc import open_channel
 from tests.services.router.world import World
 
@@ -117,3 +118,12 @@ async def test_an_absent_redis_is_named_without_its_password(world: World, tmp_p
     assert errors.count("\n") == 1
     assert "redis://127.0.0.1:1/0" in errors
     assert "hunter2secret" not in errors
+
+
+async def test_it_ends_where_one_of_its_tasks_has_ended(world: World, tmp_path: Path) -> None:
+    await world.redis.hset(keys.ORPHAN_LOCK, "no", "lock")  # what holds the lock fails on another type
+    async with router(environment(world, tmp_path, SLOS_PLANNERS="127.0.0.1:1")) as process:
+        await ready_port(process)
+        status, errors = await ended(process)
+    assert status != 0
+    assert "task 'orphanage' has ended" in errors

@@ -1,4 +1,4 @@
-"""The tasks that run as long as a worker does, by name. One that ends by itself has failed."""
+"""The tasks that run as long as their process does, by name. One that ends by itself has failed."""
 
 import asyncio
 import logging
@@ -7,14 +7,14 @@ from typing import Any
 
 from services.common.errors import Reason, SloServeError
 
-__all__ = ["Background"]
+__all__ = ["WatchedTasks"]
 
 _log = logging.getLogger(__name__)
 
 _CANCEL_AGAIN_S = 0.5
 
 
-class Background:
+class WatchedTasks:
     """Named tasks: start, watch, cancel."""
 
     def __init__(self) -> None:
@@ -23,6 +23,10 @@ class Background:
     def spawn(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         """Start a task."""
         self._tasks[name] = asyncio.create_task(work, name=name)
+
+    async def watch(self, stop: asyncio.Event) -> None:
+        """Wait for `stop`. Raises the error of a task that ended before."""
+        await self.until(asyncio.create_task(stop.wait(), name="stopped"), stop)
 
     async def until(self, event: "asyncio.Task[Any]", stop: asyncio.Event) -> bool:
         """Wait for an event, or `stop` (False). Raises the error of the event, or of a task that ended before.
@@ -57,5 +61,6 @@ class Background:
     def _raise_failure(self) -> None:
         for name, task in self._tasks.items():
             if task.done() and not task.cancelled():
+                _log.error("task %r has ended, and this process with it", name)
                 task.result()
-                raise SloServeError(Reason.INTERNAL, f"the worker's task {name!r} has ended")
+                raise SloServeError(Reason.INTERNAL, f"task {name!r} has ended")
