@@ -73,7 +73,8 @@ class Laboratory:
         )  # fmt: skip
         most = None if whole else math.floor(len(jobs) * (1 - TARGET) + 1e-9)
         run = Simulation(clock, front, jobs, most).run()
-        outcome = outcome_of(run.calls, run.jobs, promises=system.promises)
+        holds = "hold" in system.options
+        outcome = outcome_of(run.calls, run.jobs, promises=system.promises, holds=holds)
         return Point(rate, outcome, run.cut, run.steps, time.perf_counter() - started_s)
 
 

@@ -23,7 +23,10 @@ _EVERY = 20
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Metrics of one run. `applications` is attainment by application, `kept` the share of promises met."""
+    """Metrics of one run. `applications` is attainment by application, `kept` the share of promises met.
+
+    Both are as the client sees it: of a system that holds first tokens, by met_held.
+    """
 
     jobs: int
     attainment: float
@@ -38,8 +41,12 @@ class Outcome:
     ttft_p99_s: float
 
 
-def outcome_of(calls: Sequence[LiveCall], jobs: int, *, promises: bool) -> Outcome:
-    """Judge a run of `jobs` jobs; `promises`: the system makes some, so that met_paper asks for them."""
+def outcome_of(calls: Sequence[LiveCall], jobs: int, *, promises: bool, holds: bool = False) -> Outcome:
+    """Judge a run of `jobs` jobs.
+
+    `promises`: the system makes some, so that met_paper asks for them. `holds`: its output path holds first tokens.
+    """
+    seen = met_held if holds else met
     by_job = _by_job(calls)
     applications = sorted({call.job.application for call in calls})
     promised = [call for call in calls if call.promised_s is not None]
@@ -51,9 +58,9 @@ def outcome_of(calls: Sequence[LiveCall], jobs: int, *, promises: bool) -> Outco
         attainment_of(by_job, jobs, met_smooth),
         attainment_of(by_job, jobs, lambda call: (call.promised_s is not None or not promises) and met_paper(call)),
         sum(map(met, calls)) / max(1, len(calls)),
-        {name: _of_application(by_job, name) for name in applications},
+        {name: _of_application(by_job, name, seen) for name in applications},
         len(promised),
-        sum(map(met, promised)) / len(promised) if promised else 1.0,
+        sum(map(seen, promised)) / len(promised) if promised else 1.0,
         quantile(ttfts, 0.5),
         quantile(ttfts, 0.99),
     )
@@ -130,6 +137,6 @@ def _by_job(calls: Sequence[LiveCall]) -> dict[int, list[LiveCall]]:
     return found
 
 
-def _of_application(by_job: dict[int, list[LiveCall]], name: str) -> float:
+def _of_application(by_job: dict[int, list[LiveCall]], name: str, judge: Callable[[LiveCall], bool]) -> float:
     own = {number: calls for number, calls in by_job.items() if calls[0].job.application == name}
-    return attainment_of(own, len(own), met)
+    return attainment_of(own, len(own), judge)

@@ -72,6 +72,13 @@ def test_unfinished_refused_and_unsent_calls_are_misses() -> None:
     assert outcome.kept == pytest.approx(2 / 4)
 
 
+def test_promises_of_a_system_that_holds_first_tokens_are_judged_as_its_clients_see_them() -> None:
+    call = done([0.2, 1.0, 1.1])  # 0.9 s for two tokens, unless the first is held until it is due
+    assert outcome_of([call], 1, promises=True).kept == 0.0
+    held = outcome_of([call], 1, promises=True, holds=True)
+    assert (held.kept, [*held.applications.values()]) == (1.0, [1.0])
+
+
 def test_the_published_metric_counts_only_promised_requests_of_a_system_that_promises() -> None:
     call = done([0.5, 0.6])
     call.promised_s = None
