@@ -1,4 +1,9 @@
-"""`python -m bench scale`: capacity over the number of replicas, and what placing a request costs as a fleet grows."""
+"""`python -m bench scale`: capacity over the number of replicas, and what placing a request costs as a fleet grows.
+
+A fleet of n replicas gets n times as many requests, out of a window n times as long that begins where the reference's
+does, so that at n times its rate the run lasts as long. With the same requests for all, a large fleet would hold most
+of them at once, and look better than it is.
+"""
 
 import math
 import statistics
@@ -13,7 +18,7 @@ from rich.console import Console
 from bench.capacity import METRICS
 from bench.capacity_search import Laboratory, find_capacity
 from bench.report_files import RESULTS, markdown_table, provenance, write_result
-from bench.scenario import SCENARIOS, ScenarioError, load_scenarios
+from bench.scenario import SCENARIOS, ScenarioError, ScenarioFile, load_scenarios
 from bench.scenario_jobs import build_workload
 from bench.simulator_engine import Engines
 from bench.systems import UnknownSystemError, parse_systems
@@ -21,7 +26,7 @@ from bench.workload import TRACES, WorkloadError
 from services.core.placement import PlacementRequest, ReplicaLoad, order_replicas
 from services.core.presets import UnknownPresetError, preset
 
-__all__ = ["main", "order_cost_s", "ratio_interval"]
+__all__ = ["main", "order_cost_s", "ratio_interval", "widened"]
 
 _STUDENT_95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 """Student's t, two-sided 95 %, by degrees of freedom from 1."""
@@ -33,6 +38,14 @@ def ratio_interval(ratios: Sequence[float]) -> tuple[float, float]:
         return ratios[0], math.nan
     t = _STUDENT_95[min(len(ratios) - 2, len(_STUDENT_95) - 1)]
     return statistics.mean(ratios), t * statistics.stdev(ratios) / math.sqrt(len(ratios))
+
+
+def widened(file: ScenarioFile, scenario: str, count: int) -> ScenarioFile:
+    """The scenarios with `count` times as many requests in `scenario`, out of windows `count` times as long."""
+    rule = file.scenario(scenario)
+    windows = tuple((start, start + (end - start) * count) for start, end in rule.windows)
+    wide = rule.model_copy(update={"windows": windows, "most_requests": rule.most_requests * count})
+    return file.model_copy(update={"scenarios": {**file.scenarios, scenario: wide}})
 
 
 def order_cost_s(replicas: int, repeats: int = 50) -> float:
@@ -70,15 +83,17 @@ def main(
         sizes = [int(text) for text in replicas.split(",")]
         for window in (int(text) for text in windows.split(",")):
             for seed in (int(text) for text in seeds.split(",")):
-                workload = build_workload(file, scenario, chosen.model, index=window, seed=seed, traces=traces)
                 guess: float | None = None
                 for count in sizes:
+                    wide = widened(file, scenario, count)
+                    workload = build_workload(wide, scenario, chosen.model, index=window, seed=seed, traces=traces)
                     blocks = kv_blocks or chosen.kv_blocks
                     laboratory = Laboratory(Engines(), chosen, file.tier_list(), blocks, count)
                     scaled = None if guess is None else guess * count
                     found = find_capacity(laboratory, members[0], workload, METRICS["met"], scaled)
                     guess = found.rate / count or guess
-                    rows.append({"window": window, "seed": seed, "replicas": count, "capacity": found.rate})
+                    row = {"window": window, "seed": seed, "replicas": count, "jobs": len(workload.jobs)}
+                    rows.append(row | {"capacity": found.rate})
                     console.print(f"{scenario} w{window} seed {seed}: {count} replicas {found.rate:.2f}/s")
     except (ScenarioError, WorkloadError, UnknownSystemError, UnknownPresetError, ValueError) as error:
         raise typer.BadParameter(str(error)) from None

@@ -4,7 +4,10 @@ import math
 
 import pytest
 
-from bench.scale import ratio_interval
+from bench.scale import ratio_interval, widened
+from bench.scenario import SCENARIOS, load_scenarios
+from bench.scenario_jobs import build_workload
+from services.core.presets import preset
 
 
 def test_the_interval_of_equal_ratios_has_no_width() -> None:
@@ -21,3 +24,12 @@ def test_one_run_says_nothing_about_its_spread() -> None:
     mean, half = ratio_interval([4.2])
     assert mean == 4.2
     assert math.isnan(half)
+
+
+def test_a_larger_fleet_gets_more_of_the_same_traffic() -> None:
+    file, model = load_scenarios(SCENARIOS), preset("opt-6.7b-a100").model
+    wide = widened(file, "chatbot", 3)
+    one, three = (build_workload(which, "chatbot", model, index=1).jobs for which in (file, wide))
+    assert len(three) == 3 * len(one)
+    assert [job.calls for job in three[: len(one)]] == [job.calls for job in one]
+    assert wide.scenario("coder") == file.scenario("coder")
