@@ -20,7 +20,7 @@ CAP_STEPS = (1.0, 1.4, 2.0)
 """The default cap and those tried on conflict, relative to the default."""
 
 _FEWEST_FIXED_COSTS = 2.5
-_USUAL_FIXED_COSTS = 4.0
+_USUAL_S, _USUAL_FIXED_COSTS = 0.100, 4.0  # as long as nobody has asked: the longer of the two
 _LONGEST_S = 0.200
 _LONGEST_SEARCHED_S = 0.260
 _GRAIN = 0.25  # of a fixed cost: smaller changes are not worth telling an engine
@@ -63,7 +63,7 @@ class DurationCap:
         self._forget(now_s)
         fixed_s = model.seconds(BatchShape(0))
         if not self._ascending:
-            return caps_around(_USUAL_FIXED_COSTS * fixed_s)
+            return caps_around(max(_USUAL_S, _USUAL_FIXED_COSTS * fixed_s))
         patience_s = self._ascending[int(_QUANTILE * len(self._ascending))] / max(1, batches_in_flight)
         costs = math.floor(patience_s / (_GRAIN * fixed_s)) * _GRAIN
         longest_s = max(_LONGEST_S, _USUAL_FIXED_COSTS * fixed_s)

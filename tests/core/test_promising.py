@@ -85,7 +85,7 @@ def test_the_cap_follows_how_long_one_in_ten_can_wait_and_the_batches_in_flight(
     assert cap.caps_s(10.9, model)[0] == pytest.approx(0.2)
     assert cap.caps_s(11.5, model)[0] == pytest.approx(0.2)
     assert cap.caps_s(14.5, model)[0] == pytest.approx(2.5 * fixed_s)  # it alone is remembered
-    assert cap.caps_s(18.5, model)[0] == pytest.approx(4 * fixed_s)  # nobody is
+    assert cap.caps_s(18.5, model)[0] == pytest.approx(0.1)  # nobody is
 
 
 def test_the_cap_remembers_the_latest_however_many_ask() -> None:

@@ -76,7 +76,8 @@ async def test_the_record_of_a_pending_request_follows_its_decision(emulated: Lo
 
 
 async def test_a_cheap_prompt_is_promised_on_arrival(emulated: LocalStack) -> None:
-    reply = await generate(emulated.admission_address, request("chatbot", 200, 8, salt=710))
+    roomy = types_pb2.StageSpec(kind=types_pb2.STAGE_KIND_ANSWER, ttft_ms=3000, tpot_ms=100)
+    reply = await generate(emulated.admission_address, request("chatbot", 200, 8, salt=710, stages=[roomy]))
     assert kinds(reply) == [ADMITTED]
 
 

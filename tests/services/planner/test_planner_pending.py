@@ -91,7 +91,7 @@ async def test_the_cap_on_batches_is_streamed_and_follows_how_long_first_tokens_
         await planner.admit(a_candidate(now_us, "r1", ttft_ms=150, prompt_tokens=100))
         await stream.send(a_state(now_us, 2, full=False))
         second = await stream.next_parameters()
-    assert first.duration_cap_ms == 80
+    assert first.duration_cap_ms == 100
     assert second.duration_cap_ms == 120  # 150 less 28 of its own, in steps of 5
     settings = planner.runs[-1].settings
     assert settings.caps_s == pytest.approx((0.12, 0.12 * CAP_STEPS[1], 0.24))

@@ -28,7 +28,9 @@ class PlannedReplica(SteppedReplica):
 
     def candidate(self, name: str, *, tier: str = "tight", **fields: object) -> Candidate:
         tpot_ms = 50.0 if tier == "tight" else 100.0
-        stage = types_pb2.Stage(kind=types_pb2.STAGE_KIND_ANSWER, ttft_ms=1, tpot_ms=tpot_ms, max_tokens=64, tier=tier)
+        stage = types_pb2.Stage(
+            kind=types_pb2.STAGE_KIND_ANSWER, ttft_ms=fields.get("ttft_ms"), tpot_ms=tpot_ms, max_tokens=64, tier=tier
+        )
         wire = a_candidate(self.clock.now_us(), name, stages=[stage], **fields)
         return parse_candidate(wire, "candidate", tiers=TIERS, clock=self.clock, lengths=self.lengths)
 
@@ -72,7 +74,7 @@ def test_no_plan_counts_on_more_tokens_than_the_engine_verifies() -> None:
         replica.decides(the_long_prompt(replica))
         [run] = replica.runs
         assert run.settings.max_verify_tokens == most
-        assert run.decisions.verify_tokens[0] == min(most, 5)
+        assert run.decisions.verify_tokens[0] == min(most, 7)
 
 
 def test_quotes_and_retry_delays_count_on_drafts_too() -> None:
