@@ -12,11 +12,10 @@ from protos import planner_pb2, types_pb2
 from services.common.clock import Clock
 from services.common.errors import Reason, SloServeError
 from services.core.constraint import Constraint, ConstraintKind
-from services.core.drafts import Drafts
 from services.core.errors import CoreError
 from services.core.perf_model import PerfModel, Segment
 from services.core.slo import BEST_EFFORT, StageKind, StageSlo, Tier, VerdictMode
-from services.core.speculation import MAX_VERIFY_TOKENS
+from services.core.speculation import MAX_VERIFY_TOKENS, Drafts
 from services.core.view import BEST_EFFORT_TIER, Decoder, Prefill
 
 __all__ = [

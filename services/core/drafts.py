@@ -1,8 +1,8 @@
 """Drafts of a replica: what they are worth, by application and by tier, and how many tokens each tier verifies."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -10,31 +10,9 @@ from services.core.columns import DecoderColumns, Floats, Ints
 from services.core.draft_lengths import choose_lengths, fastest_length
 from services.core.perf_model import PerfModel
 from services.core.problem import Problem
-from services.core.speculation import PRIOR_ACCEPTANCE
 from services.core.view import PlanSettings, Prefill
 
-__all__ = ["Drafts", "acceptance_by_tier", "late_decoders", "with_draft_lengths", "without_drafts"]
-
-
-@dataclass(frozen=True, slots=True)
-class Drafts:
-    """What an engine drafts, and what that is worth.
-
-    `max_verify_tokens` is the most tokens that a step verifies for one request; 1: it drafts nothing. `acceptance` is
-    the estimated acceptance rate of each application seen, 0 to 1.
-    """
-
-    max_verify_tokens: int = 1
-    acceptance: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def enabled(self) -> bool:
-        """Whether the engine drafts tokens at all."""
-        return self.max_verify_tokens > 1
-
-    def rate(self, application: str) -> float:
-        """Acceptance rate of an application; the prior for one never seen."""
-        return self.acceptance.get(application, PRIOR_ACCEPTANCE)
+__all__ = ["acceptance_by_tier", "late_decoders", "with_draft_lengths", "without_drafts"]
 
 
 def acceptance_by_tier(tier: Ints, rates: Floats, tiers: int, otherwise: float) -> tuple[float, ...]:

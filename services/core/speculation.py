@@ -9,8 +9,10 @@ draft steps; n = 1 is plain decoding. How many tokens each tier verifies is chos
 """
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-__all__ = ["MAX_VERIFY_TOKENS", "PRIOR_ACCEPTANCE", "AcceptanceEstimator", "expected_tokens"]
+__all__ = ["MAX_VERIFY_TOKENS", "PRIOR_ACCEPTANCE", "AcceptanceEstimator", "Drafts", "expected_tokens"]
 
 MAX_VERIFY_TOKENS = 10
 """The most tokens that a step may verify for one request, whatever the engine."""
@@ -24,6 +26,27 @@ def expected_tokens(verify_tokens: int, acceptance: float) -> float:
     if acceptance >= 1.0:
         return float(verify_tokens)
     return (1.0 - math.pow(acceptance, float(verify_tokens))) / (1.0 - acceptance)  # as the kernels compute it too
+
+
+@dataclass(frozen=True, slots=True)
+class Drafts:
+    """What an engine drafts, and what that is worth.
+
+    `max_verify_tokens` is the most tokens that a step verifies for one request; 1: it drafts nothing. `acceptance` is
+    the estimated acceptance rate of each application seen, 0 to 1.
+    """
+
+    max_verify_tokens: int = 1
+    acceptance: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the engine drafts tokens at all."""
+        return self.max_verify_tokens > 1
+
+    def rate(self, application: str) -> float:
+        """Acceptance rate of an application; the prior for one never seen."""
+        return self.acceptance.get(application, PRIOR_ACCEPTANCE)
 
 
 class AcceptanceEstimator:

@@ -17,8 +17,8 @@ from protos import types_pb2
 from services.common.clock import Clock
 from services.common.errors import Reason, SloServeError
 from services.core.columns import DecoderColumns, columns_of
-from services.core.drafts import Drafts
 from services.core.perf_model import PerfModel
+from services.core.speculation import Drafts
 from services.core.view import Decoder, Prefill, ReplicaView
 from services.planner.history import VerdictHistory
 from services.planner.slip import TransitEstimate

@@ -11,9 +11,9 @@ from protos import planner_pb2
 from services.common.clock import Clock
 from services.common.errors import Reason, SloServeError
 from services.common.wire import drafts_from_wire, engine_request_from_wire, perf_model_from_wire
-from services.core.drafts import Drafts
 from services.core.perf_model import PerfModel
 from services.core.slo import Tier
+from services.core.speculation import Drafts
 from services.core.view import Decoder, Prefill
 
 __all__ = ["Capacity", "EngineEntry", "StateUpdate", "parse_state"]

@@ -12,8 +12,8 @@ from dataclasses import replace
 from protos import planner_pb2
 from services.common.clock import Clock
 from services.common.wire import drafts_to_wire, perf_model_to_wire
-from services.core.drafts import Drafts
 from services.core.perf_model import PerfModel
+from services.core.speculation import Drafts
 from services.worker.engine_api import EngineInfo, EngineReport, RequestProgress
 
 __all__ = ["StateMirror"]

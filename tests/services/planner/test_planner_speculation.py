@@ -6,8 +6,7 @@ import pytest
 
 from protos import planner_pb2, types_pb2
 from services.core.admission import Policy
-from services.core.drafts import Drafts
-from services.core.speculation import PRIOR_ACCEPTANCE
+from services.core.speculation import PRIOR_ACCEPTANCE, Drafts
 from services.core.view import PlanSettings
 from services.planner.candidates import Candidate, parse_candidate
 from services.planner.promises import Planning, PlanRun, Promises
