@@ -1,4 +1,4 @@
-"""Drafts of a replica: what they are worth, by application and by tier, and how many tokens each tier verifies."""
+"""Drafts in a plan: what they are worth by tier, how many tokens each tier verifies, and who is late with them."""
 
 import math
 from collections.abc import Sequence
