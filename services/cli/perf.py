@@ -16,7 +16,7 @@ from services.cli.replicas import list_replicas
 from services.cli.target import DataDirOption, RouterOption, find_target
 from services.common.rpc import open_channel
 from services.common.wire import perf_model_from_wire
-from services.core.perf_model import BatchShape
+from services.core.perf_model import BatchShape, attended
 
 __all__ = ["perf", "perf_view"]
 
@@ -30,6 +30,8 @@ def perf_view(replica: router_pb2.Replica) -> Group:
     title = Text.assemble((replica.replica_id, "bold"), f"  {replica.engine}, {Path(replica.model).name}")
     title.append(f"   R2 {wire.r2:.4f}" if wire.r2 else "   a published preset, corrected on line")
     title.append(f", safety margin {wire.margin_s * 1000:.2f} ms")
+    if wire.attention:
+        title.append(f"\na prompt token after p others costs 1 + p / {1 / wire.attention:.0f} tokens")
     segments = Table(box=None, header_style="dim")
     for header in ("segment", "us/token", "ns/context token", "us/request", "us/draft step", "base ms"):
         segments.add_column(header, justify="right")
@@ -44,7 +46,8 @@ def perf_view(replica: router_pb2.Replica) -> Group:
         )
     model = perf_model_from_wire(wire)
     predicted = "   ".join(
-        f"{tokens}: {model.seconds(BatchShape(tokens, requests=1)) * 1000:.1f}" for tokens in _BATCHES
+        f"{tokens}: {model.seconds(BatchShape(tokens, requests=1, attended=attended(0, tokens))) * 1000:.1f}"
+        for tokens in _BATCHES
     )
     return Group(title, segments, Text(f"batch of n prefill tokens, ms   {predicted}", style="dim"))
 

@@ -68,6 +68,6 @@ def _compared(
     model: PerfModel, batches: Iterable[worker_pb2.MeasuredBatch], kind: str | None = None
 ) -> Iterable[Compared]:
     for batch in batches:
-        shape = BatchShape(batch.tokens, batch.context_tokens, batch.requests, batch.draft_steps)
+        shape = BatchShape(batch.tokens, batch.context_tokens, batch.requests, batch.draft_steps, batch.attended)
         drawn = kind or ("heldout" if batch.heldout else "fitted")
         yield Compared(model.seconds(shape) * 1000, batch.seconds * 1000, drawn)

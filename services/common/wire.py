@@ -86,14 +86,16 @@ def perf_model_to_wire(model: PerfModel) -> types_pb2.PerfModel:
         types_pb2.PerfSegment(k_tok=s.k_tok, k_ctx=s.k_ctx, k_req=s.k_req, k_step=s.k_step, b=s.b)
         for s in model.segments
     ]
-    return types_pb2.PerfModel(segments=segments, margin_s=model.margin_s, r2=model.r2 or 0.0)
+    return types_pb2.PerfModel(
+        segments=segments, margin_s=model.margin_s, r2=model.r2 or 0.0, attention=model.attention
+    )
 
 
 def perf_model_from_wire(wire: types_pb2.PerfModel) -> PerfModel:
     """The core's model; coefficients that are NaN, negative, or never grow with tokens are refused."""
     try:
         segments = tuple(Segment(s.k_tok, s.k_ctx, s.k_req, s.k_step, s.b) for s in wire.segments)
-        return PerfModel(segments, wire.margin_s, wire.r2 or None)
+        return PerfModel(segments, wire.margin_s, wire.r2 or None, wire.attention)
     except CoreError as error:
         raise _invalid(f"perf_model: {error}") from None
 

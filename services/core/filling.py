@@ -8,7 +8,8 @@ import numpy as np
 from services.core import simulate as sim
 from services.core.batch_plan import BatchLimit, BatchPlan, Chunk
 from services.core.columns import DecoderColumns, Ints, TierColumns
-from services.core.compiled import seconds, tokens_within
+from services.core.compiled import seconds
+from services.core.prefill_work import chunk_within, work
 from services.core.problem import EPS_S
 from services.core.view import BEST_EFFORT_TIER, PlanSettings, Prefill, ReplicaView
 
@@ -38,7 +39,7 @@ class Filling:
         skipped_ids: Sequence[str] = (),
     ) -> None:
         self.view, self.settings, self.columns = view, settings, columns
-        self.coef, self.tiers = view.model.coef, tiers
+        self.coef, self.attention, self.tiers = view.model.coef, view.model.attention, tiers
         self.margin_s = settings.margin_s + view.model.margin_s
         self.best_effort_cap_s = settings.best_effort_cap_s
         if self.best_effort_cap_s > 0:  # on a slow engine an empty batch alone may take as long
@@ -54,6 +55,7 @@ class Filling:
         if max(settings.verify_tokens, default=1) > 1:
             verify = tiers.verify[columns.tier[on_tier]]
         self.tokens = self.requests if verify is None else int(verify.sum())
+        self.work = float(self.tokens)
         self.draft = 0 if verify is None else int(verify.max(initial=1)) - 1
         self.context = columns.on_tier.context_tokens
         self.due_s = columns.on_tier.due_s
@@ -111,14 +113,16 @@ class Filling:
         for row in self.best_effort_rows:
             context = int(self.columns.context_tokens[row])
             blocks = int(context % self.view.block_size == 0)
-            if self._room(limit_s, context) < 1 or blocks > self.free_blocks:
+            if self._room(limit_s, context, 0) < 1 or blocks > self.free_blocks:
                 break
-            self._take(1, context)
+            self._take(1, context, 0)
             self.free_blocks -= blocks
             decode_ids.append(self.columns.ids[row])
         chunks: list[Chunk] = []
         for prefill in waiting:
-            tokens = min(prefill.remaining_tokens, self._room(limit_s, prefill.computed_tokens))
+            tokens = min(
+                prefill.remaining_tokens, self._room(limit_s, prefill.computed_tokens, prefill.computed_tokens)
+            )
             chunk = self._chunk(prefill, tokens)
             if chunk is None:
                 break
@@ -137,7 +141,7 @@ class Filling:
             return None
         self.free_blocks -= -(-(prefill.computed_tokens + tokens) // size) - held
         self.seats -= not prefill.started
-        self._take(tokens, prefill.computed_tokens)
+        self._take(tokens, prefill.computed_tokens, prefill.computed_tokens)
         return Chunk(prefill.id, tokens)
 
     def _new_blocks(self, before: Ints, verify: Ints | int) -> int:
@@ -145,14 +149,26 @@ class Filling:
         size = self.view.block_size
         return int((-(-(before + verify) // size) + (-before // size)).sum())
 
-    def _room(self, limit_s: float, context: int) -> int:
-        most = tokens_within(self.coef, limit_s + EPS_S, self.context + context, self.requests + 1, self.draft)
-        return int(min(most, self.settings.max_batch_tokens)) - self.tokens
+    def _room(self, limit_s: float, context: int, before: int) -> int:
+        """Tokens of a request of `context` that still fit; of a prefill, `before` others are computed already."""
+        context += self.context
+        fitting = chunk_within(
+            self.coef,
+            self.attention,
+            limit_s + EPS_S,
+            self.work,
+            context,
+            self.requests + 1,
+            self.draft,
+            before,
+        )
+        return int(min(fitting, self.settings.max_batch_tokens - self.tokens))
 
-    def _take(self, tokens: int, context: int) -> None:
+    def _take(self, tokens: int, context: int, before: int) -> None:
         self.tokens += tokens
+        self.work += work(self.attention, before, tokens)
         self.requests += 1
         self.context += context
 
     def _seconds(self) -> float:
-        return float(seconds(self.coef, self.tokens, self.context, self.requests, self.draft))
+        return float(seconds(self.coef, self.work, self.context, self.requests, self.draft))

@@ -23,6 +23,8 @@ _MIN_SAMPLES = 8
 _ROUNDS = 30
 _CLEARLY_BETTER = 0.97
 _FLAT = 1e-12
+_LONGEST_KEPT = 1 - 1 / 4096  # of the longest step so far, per step
+_MARGIN_STEP = 0.2  # of the typical residual: long steps may be rare
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ def fit(samples: Sequence[Sample], *, margin_quantile: float = 0.95, heldout_eve
     """
     if len(samples) < _MIN_SAMPLES:
         raise NotEnoughSamplesError(f"{len(samples)} samples; at least {_MIN_SAMPLES} are needed")
-    x, y = _design(samples)
+    x, y, attended = _design(samples)
     if not (np.isfinite(y).all() and (y > 0).all()):
         raise BadModelError("sample times must be positive numbers of seconds")
     if np.ptp(x[:, 0]) == 0:
@@ -66,6 +68,8 @@ def fit(samples: Sequence[Sample], *, margin_quantile: float = 0.95, heldout_eve
     order = np.argsort(y, kind="stable")
     held = np.zeros(len(y), np.bool_)
     held[order[heldout_every // 2 :: heldout_every]] = True
+    attention = _fit_attention(x[~held], y[~held], attended[~held])
+    x[:, 0] += attention * attended
     one = _fit_one(x[~held], y[~held])
     two = _fit_two(x[~held], y[~held], one)
     best = one
@@ -74,7 +78,7 @@ def fit(samples: Sequence[Sample], *, margin_quantile: float = 0.95, heldout_eve
     residual = y[held] - _predict(best, x[held])
     margin_s = max(0.0, float(np.quantile(residual, margin_quantile)))
     r2_heldout = _r2(best, x[held], y[held])
-    model = PerfModel(tuple(Segment(*map(float, row)) for row in best), margin_s, r2_heldout)
+    model = PerfModel(tuple(Segment(*map(float, row)) for row in best), margin_s, r2_heldout, attention)
     judged = frozenset(map(int, np.flatnonzero(held)))
     return FitResult(model, _r2(best, x[~held], y[~held]), r2_heldout, margin_s, len(samples), judged)
 
@@ -86,6 +90,9 @@ class OnlineCorrection:
     `scale` is an exponentially weighted mean ratio; `margin_s` a stochastic-approximation quantile of the residual
     `observed - scale * predicted`: up by `step * quantile` when exceeded, down by `step * (1 - quantile)` when not,
     with the step proportional to the typical residual.
+
+    The margin is learnt from long steps only, those at least half as long as the longest lately: residuals grow with
+    the step, it is the long ones that are planned to end right at a deadline, and short ones are many.
     """
 
     alpha: float = 0.02
@@ -94,20 +101,27 @@ class OnlineCorrection:
     margin_s: float = 0.0
     spread_s: float = 0.0
     steps: int = 0
+    longest_s: float = 0.0
+    long_steps: int = 0
 
     def observe(self, predicted_s: float, observed_s: float) -> None:
         """One finished step. Outliers beyond 10x (a paused process) are counted as 10x."""
         if predicted_s <= 0 or not np.isfinite(observed_s):
             return
         self.steps += 1
-        alpha = max(self.alpha, 1.0 / self.steps)
         ratio = min(10.0, max(0.1, observed_s / predicted_s))
-        self.scale += alpha * (ratio - self.scale)
-        residual = ratio * predicted_s - self.scale * predicted_s
-        self.spread_s += alpha * (abs(residual) - self.spread_s)
-        up = residual > self.margin_s
-        step = max(self.spread_s, 1e-6) * max(0.05, alpha)
-        self.margin_s = max(0.0, self.margin_s + step * (self.quantile if up else self.quantile - 1.0))
+        self.scale += max(self.alpha, 1.0 / self.steps) * (ratio - self.scale)
+        self.longest_s = max(predicted_s, self.longest_s * _LONGEST_KEPT)
+        if predicted_s >= self.longest_s / 2:
+            self._learn_margin((ratio - self.scale) * predicted_s)
+
+    def _learn_margin(self, residual_s: float) -> None:
+        self.long_steps += 1
+        alpha = max(self.alpha, 1.0 / self.long_steps)
+        self.spread_s += alpha * (abs(residual_s) - self.spread_s)
+        up = residual_s > self.margin_s
+        step_s = max(self.spread_s, 1e-6) * max(_MARGIN_STEP, alpha)
+        self.margin_s = max(0.0, self.margin_s + step_s * (self.quantile if up else self.quantile - 1.0))
 
     def applied(self, model: PerfModel) -> PerfModel:
         """The model as it is observed to be now."""
@@ -115,13 +129,26 @@ class OnlineCorrection:
             Segment(*(getattr(s, name) * self.scale for name in ("k_tok", "k_ctx", "k_req", "k_step", "b")))
             for s in model.segments
         )
-        return PerfModel(segments, self.margin_s if self.steps else model.margin_s, model.r2)
+        return PerfModel(segments, self.margin_s if self.steps else model.margin_s, model.r2, model.attention)
 
 
-def _design(samples: Sequence[Sample]) -> tuple[Floats, Floats]:
+def _design(samples: Sequence[Sample]) -> tuple[Floats, Floats, Floats]:
     shapes = [s.shape for s in samples]
     x = np.array([[s.tokens, s.context_tokens, s.requests, s.draft_steps, 1.0] for s in shapes], np.float64)
-    return x, np.array([s.seconds for s in samples], np.float64)
+    attended = np.array([s.attended for s in shapes], np.float64)
+    return x, np.array([s.seconds for s in samples], np.float64), attended
+
+
+def _fit_attention(x: Floats, y: Floats, attended: Floats) -> float:
+    """What a token before a prompt token adds to its cost, as a share of its own; one value for all segments.
+
+    One segment with a column of its own for attended pairs gives it; 0 where no prompt was long enough to tell.
+    """
+    if not attended.any():
+        return 0.0
+    weight = 1.0 / (y + float(np.median(y)))
+    row = solve_nnls(np.column_stack((x, attended)) * weight[:, None], y * weight)
+    return float(row[-1] / row[0]) if row[0] > _FLAT else 0.0
 
 
 def _fit_one(x: Floats, y: Floats) -> Floats:

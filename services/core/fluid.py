@@ -20,6 +20,7 @@ import numpy as np
 
 from services.core.columns import Floats, Ints
 from services.core.compiled import compiled, expected_tokens, seconds, tokens_within
+from services.core.prefill_work import work
 from services.core.problem import EPS_S, Problem
 
 __all__ = ["Flow", "Fluid", "advance", "first_miss", "flow_at", "fluid_of"]
@@ -122,7 +123,7 @@ def advance(fluid: Fluid, flow: Flow, j: int, clock_s: float, used: int) -> tupl
     if start == np.inf or flow.room <= 0:
         return np.inf, np.inf
     problem = fluid.problem
-    tokens = problem.queue.remaining[j]
+    tokens = work(problem.attention, problem.queue.computed[j], problem.queue.remaining[j])
     end = start + tokens / flow.rate
     context = problem.base.context[0]
     batch = seconds(problem.coef, flow.tokens + min(tokens, flow.room), context, 1, flow.draft)

@@ -11,7 +11,7 @@ import numpy as np
 
 from services.core.columns import columns_of
 from services.core.constraint import Constraint, ConstraintKind
-from services.core.perf_model import BatchShape
+from services.core.perf_model import BatchShape, attended
 from services.core.view import ReplicaView
 
 __all__ = ["lost_promises"]
@@ -38,6 +38,7 @@ def _lost_prefills(view: ReplicaView) -> dict[str, Constraint]:
         beside.number + max(prefill.prompt_tokens for prefill in promised),
         beside.context_tokens + max(prefill.computed_tokens for prefill in promised),
         beside.number + 1,
+        attended=max(attended(0, prefill.prompt_tokens) for prefill in promised),
     )
     enough_s = (1 - _DOUBT) * view.model.seconds(largest) - view.model.margin_s
     lost: dict[str, Constraint] = {}
@@ -49,6 +50,7 @@ def _lost_prefills(view: ReplicaView) -> dict[str, Constraint]:
             beside.number + prefill.remaining_tokens,
             beside.context_tokens + prefill.computed_tokens,
             beside.number + 1,
+            attended=attended(prefill.computed_tokens, prefill.remaining_tokens),
         )
         alone_s = view.model.seconds(shape)
         if (1 - _DOUBT) * alone_s - view.model.margin_s > left_s:

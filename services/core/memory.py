@@ -55,7 +55,7 @@ def memory_surely_fits(problem: Problem, standing: Ints) -> bool:
 @compiled
 def with_peak(problem: Problem) -> Problem:
     """The same problem, its decoders known to need no more blocks than their own forecast says: a closer bound."""
-    coef, start_s, limits, tiers, base, queue = problem
+    base, queue = problem.base, problem.queue
     rows = queue.tier.shape[0]
     if memory_surely_fits(problem, np.full(rows, IN_TIME, np.int64)):
         return problem
@@ -66,7 +66,7 @@ def with_peak(problem: Problem) -> Problem:
         base.steps, base.tier, base.length, base.number, base.least, base.context, base.last_due, base.last_tier,
         base.most_context, most_blocks,
     )  # fmt: skip
-    return Problem(coef, start_s, limits, tiers, closer, queue)
+    return Problem(problem.coef, problem.attention, problem.start_s, problem.limits, problem.tiers, closer, queue)
 
 
 @compiled
@@ -85,7 +85,7 @@ def surely_fits(problem: Problem, standing: Ints) -> bool:
     """
     if not memory_surely_fits(problem, standing):
         return False
-    _, _, limits, tiers, base, queue = problem
+    limits, tiers, base, queue = problem.limits, problem.tiers, problem.base, problem.queue
     context = base.most_context
     number = base.number[:, 0].copy()
     for j in range(standing.shape[0]):
@@ -123,7 +123,7 @@ def forecast(problem: Problem, standing: Ints, began: Ints, joined: Ints) -> For
 
     A prefill's prompt is in memory from step `began` (those with computed tokens: now) and grows from step `joined`.
     """
-    coef, _, limits, tiers, base, queue = problem
+    coef, limits, tiers, base, queue = problem.coef, problem.limits, problem.tiers, problem.base, problem.queue
     size = limits.block_size
     num_tiers = tiers.tpot.shape[0]
     n = base.steps.shape[0]

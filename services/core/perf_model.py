@@ -1,10 +1,13 @@
 """Predicted time of one engine step: a roofline over a few linear segments.
 
-    T = max_s ( k_tok * tokens + k_ctx * context_tokens + k_req * requests + k_step * draft_steps + b )
+    T = max_s ( k_tok * work + k_ctx * context_tokens + k_req * requests + k_step * draft_steps + b )
+    work = tokens + attention * attended
 
 `tokens` are the tokens computed in the batch, `context_tokens` those already in the KV cache of its requests,
-`draft_steps` the sequential steps of a draft model. Coefficients are non-negative seconds. The arithmetic itself is in
-`services.core.roofline`, which the compiled kernels share.
+`draft_steps` the sequential steps of a draft model. `attended` sums, over the tokens of prefill chunks, the tokens
+before each in its prompt: attention makes a chunk of a long prompt cost more the further on it is. Coefficients are
+non-negative seconds, `attention` is their ratio. The arithmetic itself is in `services.core.roofline`, which the
+compiled kernels share, and `services.core.prefill_work`.
 """
 
 import math
@@ -17,17 +20,23 @@ from numpy.typing import NDArray
 from services.core import roofline
 from services.core.errors import BadModelError
 
-__all__ = ["BatchShape", "PerfModel", "Segment"]
+__all__ = ["BatchShape", "PerfModel", "Segment", "attended"]
 
 
 @dataclass(frozen=True, slots=True)
 class BatchShape:
-    """What one engine step computes."""
+    """What one engine step computes. `attended` counts pairs: for n tokens after c others, `n * (c + n / 2)`."""
 
     tokens: int
     context_tokens: int = 0
     requests: int = 0
     draft_steps: int = 0
+    attended: float = 0.0
+
+
+def attended(before: int, tokens: int) -> float:
+    """Of a prefill chunk of `tokens` after `before` others of its prompt: pairs of a token and one before it."""
+    return tokens * (before + 0.5 * tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +58,15 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class PerfModel:
-    """A replica's fitted model. `margin_s` is the residual quantile planned as safety; `r2` is None for presets."""
+    """A replica's fitted model. `margin_s` is the residual quantile planned as safety; `r2` is None for presets.
+
+    `attention` is what a token before a prompt token adds to its cost, as a share of that of a token at the start.
+    """
 
     segments: tuple[Segment, ...]
     margin_s: float = 0.0
     r2: float | None = None
+    attention: float = 0.0
     rows: tuple[tuple[float, float, float, float, float], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -61,6 +74,8 @@ class PerfModel:
             raise BadModelError("at least one segment must grow with tokens")
         if not (math.isfinite(self.margin_s) and self.margin_s >= 0):
             raise BadModelError(f"margin_s must be finite and not negative, got {self.margin_s}")
+        if not (math.isfinite(self.attention) and self.attention >= 0):
+            raise BadModelError(f"attention must be finite and not negative, got {self.attention}")
         if self.r2 is not None and not math.isfinite(self.r2):
             raise BadModelError(f"r2 must be finite, got {self.r2}")
         rows = tuple((s.k_tok, s.k_ctx, s.k_req, s.k_step, s.b) for s in self.segments)
@@ -73,10 +88,12 @@ class PerfModel:
 
     def seconds(self, shape: BatchShape) -> float:
         """Predicted duration of a batch, seconds."""
-        return roofline.seconds(self.rows, shape.tokens, shape.context_tokens, shape.requests, shape.draft_steps)
+        work = shape.tokens + self.attention * shape.attended
+        return roofline.seconds(self.rows, work, shape.context_tokens, shape.requests, shape.draft_steps)
 
     def tokens_within(self, seconds: float, context_tokens: int = 0, requests: int = 0, draft_steps: int = 0) -> int:
-        """Largest number of tokens whose batch lasts at most `seconds`: the exact inverse of `seconds`.
+        """Largest number of tokens whose batch lasts at most `seconds`: the exact inverse of `seconds`, without
+        attention.
 
         `tokens_within(T(n)) == n` wherever T grows at n; on a flat piece, the largest n with the same T.
         0 if not even one token fits, `roofline.MAX_TOKENS` at most.
@@ -88,8 +105,8 @@ class PerfModel:
         if tokens <= 0:
             return roofline.seconds(self.rows, 1, 0, 1, 0)
         step = tokens if chunk is None else max(1, chunk)
-        starts = range(0, tokens, step)
-        return sum(roofline.seconds(self.rows, min(step, tokens - done), done, 1, 0) for done in starts)
+        chunks = [(done, min(step, tokens - done)) for done in range(0, tokens, step)]
+        return sum(self.seconds(BatchShape(size, done, 1, 0, attended(done, size))) for done, size in chunks)
 
 
 @lru_cache(maxsize=64)

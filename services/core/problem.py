@@ -65,6 +65,7 @@ class Problem(NamedTuple):
     """A replica at the moment its next batch starts, and the prefills in question, in deadline order."""
 
     coef: Floats
+    attention: float
     start_s: float
     limits: Limits
     tiers: TierColumns
@@ -89,7 +90,13 @@ def problem_of(
         view.max_num_seqs,
     )
     return Problem(
-        coef, view.start_s, limits, tiers, _base(coef, view.start_s, limits, columns, tiers), queue_of(items)
+        coef,
+        view.model.attention,
+        view.start_s,
+        limits,
+        tiers,
+        _base(coef, view.start_s, limits, columns, tiers),
+        queue_of(items),
     )
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from services.core.compiled import seconds
 from services.core.fluid import fluid_of
+from services.core.prefill_work import work
 from services.core.problem import Problem
 from services.core.solver import Solution
 from services.core.view import Prefill
@@ -80,7 +81,7 @@ def _alone_s(problem: Problem, item: Prefill, decoders: int) -> float:
     """A batch of the item's prefill and the `decoders` that run longest, each with the longest draft of any tier."""
     context = float(problem.base.context[len(problem.base.steps) - decoders]) + item.computed_tokens
     verify = int(problem.tiers.verify.max()) if decoders else 1
-    tokens = decoders * verify + item.remaining_tokens
+    tokens = decoders * verify + work(problem.attention, item.computed_tokens, item.remaining_tokens)
     return float(seconds(problem.coef, tokens, context, decoders + 1, verify - 1))
 
 

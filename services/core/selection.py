@@ -19,6 +19,7 @@ from services.core.compiled import compiled, seconds
 from services.core.feasibility import MISS_BLOCKS, Feasibility, check
 from services.core.fluid import Fluid
 from services.core.memory import forecast, memory_surely_fits
+from services.core.prefill_work import work
 from services.core.problem import EPS_S, Problem
 from services.core.simulate import FEASIBLE, IN_TIME, LATE, LEFT_OUT, MISS_DEADLINE, MISS_TPOT
 
@@ -77,7 +78,8 @@ def screen(problem: Problem, asked: Bools, slack_s: float) -> tuple[Bools, Cause
     for j in range(asked.shape[0]):
         if asked[j]:
             context = base.context[0] + queue.computed[j]
-            alone = seconds(coef, tokens + queue.remaining[j], context, requests + 1, draft)
+            prefill = work(problem.attention, queue.computed[j], queue.remaining[j])
+            alone = seconds(coef, tokens + prefill, context, requests + 1, draft)
             left = queue.deadline[j] - problem.start_s - problem.limits.margin_s - slack_s
             if alone > left + EPS_S:
                 hopeful[j] = False

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from services.core.columns import Floats, Ints
-from services.core.compiled import compiled, seconds, tokens_within
+from services.core.compiled import compiled, seconds
+from services.core.prefill_work import chunk_within, work
 from services.core.problem import EPS_S, Problem
 
 __all__ = [
@@ -139,7 +140,7 @@ def simulate(problem: Problem, standing: Ints, cap_s: float, behind_s: float) ->
     Where promises are late already, `behind_s` is when the last of them is due to be through: unpromised prefills with
     a later deadline wait for them (inf: nothing is late).
     """
-    coef, start_s, limits, tiers, base, queue = problem
+    coef, attention, start_s, limits, tiers, base, queue = problem
     num_tiers = tiers.tpot.shape[0]
     m = queue.deadline.shape[0]
     order = _serving_order(problem, standing, behind_s)
@@ -198,9 +199,12 @@ def simulate(problem: Problem, standing: Ints, cap_s: float, behind_s: float) ->
         if last_due - (t - start_s) < slack:
             slack, slack_tier = last_due - (t - start_s), last_tier
         shortest = seconds(coef, tokens, context, requests, draft)
-        floor = seconds(coef, tokens + limits.min_prefill_tokens, context, requests + 1, draft)
         head = order[h]
-        full = seconds(coef, limits.max_batch_tokens, context + done[head], requests + 1, draft)
+        least = tokens + work(attention, done[head], limits.min_prefill_tokens)
+        floor = seconds(coef, least, context, requests + 1, draft)
+        beside = limits.max_batch_tokens - tokens  # negative: the decoders alone are too many
+        most = tokens + (work(attention, done[head], beside) if beside > 0 else beside)
+        full = seconds(coef, most, context + done[head], requests + 1, draft)
         capped = capped or cap_s < min(slack, late_slack, full)
         d = max(min(cap_s, late_slack), floor)
         limit = LIMIT_FLOOR if d == floor else (LIMIT_CAP if d == cap_s else LIMIT_SLACK)
@@ -217,9 +221,12 @@ def simulate(problem: Problem, standing: Ints, cap_s: float, behind_s: float) ->
             d = shortest
         if standing[head] == IN_TIME and t + d > queue.deadline[head] - limits.margin_s:
             room = queue.deadline[head] - limits.margin_s - t
-            alone = seconds(coef, tokens + left[head], context + done[head], requests + 1, draft)
+            whole = tokens + work(attention, done[head], left[head])
+            alone = seconds(coef, whole, context + done[head], requests + 1, draft)
             if alone > min(room, d) + EPS_S or tokens + left[head] > limits.max_batch_tokens:
-                last = tokens_within(coef, min(room, d), context + done[head], requests + 1, draft) - tokens
+                last = chunk_within(
+                    coef, attention, min(room, d), tokens, context + done[head], requests + 1, draft, done[head]
+                )
                 code, row = MISS_DEADLINE, head
                 needed, available = served + left[head], served + min(left[head] - 1, max(0, last))
                 break
@@ -227,19 +234,20 @@ def simulate(problem: Problem, standing: Ints, cap_s: float, behind_s: float) ->
             limit = LIMIT_DEADLINE
         if k == 0:
             first_limit_s, first_limit = d, limit
-        used = tokens
+        used = float(tokens)
         before = h
         while h < order.shape[0]:
             j = order[h]
-            most = tokens_within(coef, d + EPS_S, context + done[j], requests + 1, draft)
-            take = min(left[j], min(most, limits.max_batch_tokens) - used)
+            fitting = chunk_within(coef, attention, d + EPS_S, used, context + done[j], requests + 1, draft, done[j])
+            take = min(left[j], min(fitting, limits.max_batch_tokens - tokens))
             if take <= 0:
                 break
             context += done[j]
             requests += 1
             if began[j] < 0:
                 began[j] = k
-            used += take
+            used += work(attention, done[j], take)
+            tokens += take
             served += take
             left[j] -= take
             done[j] += take

@@ -4,6 +4,7 @@ A decoder can wait if, after a batch that lasts until the prefill's deadline, it
 in a batch of all decoders. As many wait as the prefill lacks tokens, if that many can.
 """
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -29,8 +30,9 @@ def rows_to_skip(problem: Problem, columns: DecoderColumns, late_row: int) -> In
     tokens, draft = int(verify.sum()), int(verify.max()) - 1
     context = float(columns.context_tokens[rows].sum() + queue.computed[: late_row + 1].sum())
     requests = len(rows) + late_row + 1
-    wanted = tokens + int(queue.remaining[: late_row + 1].sum())
-    lacking = wanted - tokens_within(problem.coef, room_s, context, requests, draft)
+    before, left = queue.computed[: late_row + 1], queue.remaining[: late_row + 1]
+    wanted = tokens + float((left + problem.attention * left * (before + 0.5 * left)).sum())
+    lacking = math.ceil(wanted - tokens_within(problem.coef, room_s, context, requests, draft))
     if lacking <= 0:
         return rows[:0]
     next_batch_s = seconds(problem.coef, tokens, context, len(rows), draft)

@@ -51,6 +51,7 @@ def run_to_json(run: PlanRun, at_us: int) -> Json:
             "segments": [asdict(segment) for segment in view.model.segments],
             "margin_s": view.model.margin_s,
             "r2": view.model.r2,
+            "attention": view.model.attention,
         },
         "view": {name: _number(getattr(view, name)) for name in _VIEW_NUMBERS},
         "decoders": _columns(columns_of(view.decoders)),
@@ -74,7 +75,9 @@ def run_from_json(record: Json) -> Recorded:
     columns = [record["decoders"][name] for name in _DECODER_FIELDS]
     model = record["model"]
     view = ReplicaView(
-        model=PerfModel(tuple(Segment(**s) for s in model["segments"]), model["margin_s"], model["r2"]),
+        model=PerfModel(
+            tuple(Segment(**s) for s in model["segments"]), model["margin_s"], model["r2"], model.get("attention", 0.0)
+        ),
         decoders=columns_of([Decoder(*row) for row in zip(*columns, strict=True)]),
         prefills=_prefills(record["prefills"]),
         **{name: _back(value) for name, value in record["view"].items()},

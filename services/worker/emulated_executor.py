@@ -16,7 +16,7 @@ from vllm.v1.executor.abstract import Executor
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheSpec
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, DraftTokenIds, ModelRunnerOutput
 
-from services.core.perf_model import BatchShape
+from services.core.perf_model import BatchShape, attended
 from services.worker.hash_tokens import HashTokens, digest_of
 from services.worker.hook_config import from_additional_config, model_of
 from services.worker.request_terms import from_extra_args
@@ -97,8 +97,11 @@ class EmulatedExecutor(Executor):  # type: ignore[misc]
         computed.update(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
         drafts = scheduler_output.scheduled_spec_decode_tokens
         sampled: list[list[int]] = []
+        pairs = 0.0
         for key, tokens in scheduled.items():
             drafted = len(drafts.get(key, ()))
+            if tokens - drafted > 1:
+                pairs += attended(computed[key], tokens)
             if computed[key] + tokens - drafted < self._known[key]:
                 sampled.append([])
                 continue
@@ -113,6 +116,7 @@ class EmulatedExecutor(Executor):  # type: ignore[misc]
             sum(computed.values()),
             len(keys),
             max(map(len, drafts.values()), default=0),
+            pairs,
         )
         return shape, ModelRunnerOutput(keys, {key: index for index, key in enumerate(keys)}, sampled)
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from services.core.admission import Policy
 from services.core.pace import BestEffortPace
 from services.core.pausing import PauseRule
-from services.core.perf_model import BatchShape, PerfModel
+from services.core.perf_model import BatchShape, PerfModel, attended
 from services.core.slo import BEST_EFFORT
 from services.core.verdict import EARLY_PROMPT_TOKENS, VerdictKind
 from services.core.view import Prefill
@@ -195,8 +195,9 @@ class Books:
             rows = np.fromiter((key in scheduled_keys for key in table.keys), np.bool_, len(table))
         context = int(table.ints("context")[rows].sum())
         context += sum(p.computed_tokens - p.scheduled_tokens for p in moved)
+        pairs = sum(attended(p.computed_tokens - p.scheduled_tokens, p.scheduled_tokens) for p in moved)
         tokens = sum(scheduled_keys.values())
-        shape = BatchShape(tokens, context, len(scheduled_keys), draft_steps) if tokens else None
+        shape = BatchShape(tokens, context, len(scheduled_keys), draft_steps, pairs) if tokens else None
         done_s = self.timer.started(now_s, shape)
         table.advance(rows)
         first = tuple(p.request for p in moved if self._prefill_moved(p, now_s, done_s))

@@ -80,9 +80,9 @@ def from_additional_config(additional_config: Any) -> HookConfig:
 
 def model_of(terms: ModelTerms) -> PerfModel:
     """The core's performance model."""
-    return PerfModel(tuple(Segment(*row) for row in terms.rows), terms.margin_s, terms.r2)
+    return PerfModel(tuple(Segment(*row) for row in terms.rows), terms.margin_s, terms.r2, terms.attention)
 
 
 def model_terms(model: PerfModel) -> ModelTerms:
     """The model as it crosses the link."""
-    return ModelTerms(model.rows, model.margin_s, model.r2)
+    return ModelTerms(model.rows, model.margin_s, model.r2, model.attention)

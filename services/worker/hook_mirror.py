@@ -59,7 +59,7 @@ class HookMirror:
             best_effort_prefill_tokens=message.best_effort_prefill_tokens,
             preemptions=message.preemptions,
             token_budget=message.token_budget,
-            batches=tuple((BatchShape(*row[:4]), row[4]) for row in message.batches),
+            batches=tuple((BatchShape(*row[:5]), row[5]) for row in message.batches),
             perf_model=model_of(message.model) if message.model is not None else None,
             demoted=demoted,
             decided=decided,

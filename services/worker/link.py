@@ -38,6 +38,7 @@ class ModelTerms(msgspec.Struct, frozen=True, array_like=True):
     rows: tuple[tuple[float, float, float, float, float], ...]
     margin_s: float
     r2: float | None
+    attention: float = 0.0
 
 
 class Promote(msgspec.Struct, frozen=True, tag="promote"):
@@ -133,7 +134,7 @@ class ReportMessage(msgspec.Struct, frozen=True, array_like=True):
     best_effort_prefill_tokens: int
     preemptions: int
     token_budget: int
-    batches: tuple[tuple[int, int, int, int, float], ...]
+    batches: tuple[tuple[int, int, int, int, float, float], ...]
     hook_us: float
     model: ModelTerms | None
     demoted: tuple[DecidedEntry, ...] = ()

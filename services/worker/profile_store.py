@@ -25,7 +25,7 @@ __all__ = [
     "save_profile",
 ]
 
-_FORMAT = 2
+_FORMAT = 3
 _MOST_BATCHES = 1000
 
 
@@ -89,7 +89,7 @@ def load_profile(key: ProfileKey, data_dir: Path) -> ReplicaProfile | None:
         if stored["format"] != _FORMAT or stored["key"] != asdict(key):
             return None
         segments = tuple(Segment(**segment) for segment in stored["segments"])
-        model = PerfModel(segments, stored["margin_s"], stored["r2_heldout"])
+        model = PerfModel(segments, stored["margin_s"], stored["r2_heldout"], stored["attention"])
         batches = tuple(_batch(*row) for row in stored["batches"])
         return ReplicaProfile(model, stored["r2_heldout"], stored["samples"], batches, cached=True)
     except (KeyError, TypeError, ValueError):
@@ -105,9 +105,10 @@ def save_profile(key: ProfileKey, profile: ReplicaProfile, data_dir: Path) -> Pa
         "key": asdict(key),
         "segments": [asdict(segment) for segment in profile.model.segments],
         "margin_s": profile.model.margin_s,
+        "attention": profile.model.attention,
         "r2_heldout": profile.r2_heldout,
         "samples": profile.samples,
-        "batch_columns": ["tokens", "context_tokens", "requests", "draft_steps", "seconds", "heldout"],
+        "batch_columns": ["tokens", "context_tokens", "requests", "draft_steps", "attended", "seconds", "heldout"],
         "batches": [[*astuple(b.sample.shape), b.sample.seconds, b.heldout] for b in profile.batches],
     }
     partial = path.with_suffix(".partial")
@@ -117,9 +118,15 @@ def save_profile(key: ProfileKey, profile: ReplicaProfile, data_dir: Path) -> Pa
 
 
 def _batch(
-    tokens: int, context_tokens: int, requests: int, draft_steps: int, seconds: float, heldout: bool
+    tokens: int,
+    context_tokens: int,
+    requests: int,
+    draft_steps: int,
+    attended: float,
+    seconds: float,
+    heldout: bool,
 ) -> ProfiledBatch:
-    return ProfiledBatch(Sample(BatchShape(tokens, context_tokens, requests, draft_steps), seconds), heldout)
+    return ProfiledBatch(Sample(BatchShape(tokens, context_tokens, requests, draft_steps, attended), seconds), heldout)
 
 
 def model_fingerprint(model: str) -> str:

@@ -43,7 +43,7 @@ class StepTimer:
         self._busy = False
         self._published_scale = 1.0
         self._published_margin_s = 0.0
-        self._observed: list[tuple[int, int, int, int, float]] = []
+        self._observed: list[tuple[int, int, int, int, float, float]] = []
         self._changed = False
         self.free_at_s = float("-inf")
 
@@ -85,8 +85,8 @@ class StepTimer:
         """Whether the engine goes straight on after the batch that just completed."""
         self._busy = busy
 
-    def take_observed(self) -> tuple[tuple[int, int, int, int, float], ...]:
-        """Batches observed since the last call: tokens, context tokens, requests, draft steps, seconds."""
+    def take_observed(self) -> tuple[tuple[int, int, int, int, float, float], ...]:
+        """Batches observed since the last call: the fields of their shape, and seconds."""
         observed, self._observed = tuple(self._observed), []
         return observed
 
@@ -101,7 +101,9 @@ class StepTimer:
         shape = batch.shape
         if shape is None or seconds <= 0:
             return
-        self._observed.append((shape.tokens, shape.context_tokens, shape.requests, shape.draft_steps, seconds))
+        self._observed.append(
+            (shape.tokens, shape.context_tokens, shape.requests, shape.draft_steps, shape.attended, seconds)
+        )
         if self._base is None:
             return
         self._correction.observe(self._base.seconds(shape), seconds)

@@ -7,7 +7,7 @@ Where the settings give acceptance rates, decoders verify drafts and yield what 
 from dataclasses import replace
 
 from services.core.batch import BatchPlan, form_batch
-from services.core.perf_model import BatchShape
+from services.core.perf_model import BatchShape, attended
 from services.core.speculation import expected_tokens
 from services.core.view import Decoder, PlanSettings, Prefill, ReplicaView
 
@@ -51,7 +51,9 @@ class Engine:
         verify = {d.id: settings.verify(d.tier) for d in decoding}
         tokens = sum(verify.values()) + sum(chunks.values())
         draft_steps = max(verify.values(), default=1) - 1
-        self.now_s += self.model.seconds(BatchShape(tokens, context, len(decoding) + len(chunks), draft_steps))
+        pairs = sum(attended(self.prefills[i].computed_tokens, count) for i, count in chunks.items())
+        shape = BatchShape(tokens, context, len(decoding) + len(chunks), draft_steps, pairs)
+        self.now_s += self.model.seconds(shape)
         for decoder in decoding:
             self._tokens(decoder, expected_tokens(verify[decoder.id], settings.acceptance_rate(decoder.tier)))
         for prefill_id, count in chunks.items():

@@ -23,6 +23,8 @@ MODELS = st.sampled_from(
         PerfModel((Segment(5.1e-5, k_ctx=8e-8, k_req=1.69e-5, b=1.4e-2),)),
         PerfModel((Segment(6.04e-5, b=1.40e-2), Segment(0.0, b=3.0e-2))),
         PerfModel((Segment(4e-4, b=8e-3),), margin_s=1e-3),
+        PerfModel((Segment(3.8e-5, b=3e-3),), attention=1.3e-3),
+        PerfModel((Segment(5e-5, k_ctx=5e-8, b=2e-2), Segment(7e-5, b=5e-3)), attention=3e-4),
     ]
 )
 

@@ -9,7 +9,7 @@ from scipy.optimize import nnls
 from services.core.errors import BadModelError, NotEnoughSamplesError
 from services.core.fit import OnlineCorrection, Sample, fit
 from services.core.nnls import solve_nnls
-from services.core.perf_model import BatchShape, PerfModel
+from services.core.perf_model import BatchShape, PerfModel, Segment, attended
 from services.core.presets import PRESETS
 
 
@@ -34,6 +34,21 @@ def test_a_noisy_sweep_of_every_preset_is_fitted_above_the_bar(chosen) -> None:
         assert result.model.seconds(shape) == pytest.approx(chosen.model.seconds(shape), rel=0.05)
     over = [s.seconds - result.model.seconds(s.shape) for s in sweep(chosen.model, noise=0.03, seed=1)]
     assert 0.80 <= float(np.mean(np.array(over) <= result.margin_s)) <= 0.995
+
+
+def test_attention_within_long_prompts_is_found_and_zero_where_there_is_none() -> None:
+    rng = np.random.default_rng(6)
+    costly = PerfModel((Segment(3.8e-5, k_ctx=2e-7, k_req=3e-5, b=3e-3),), attention=1.3e-3)
+    for truth in (costly, PerfModel(costly.segments)):
+        samples = []
+        for _ in range(200):
+            before, tokens = int(rng.choice((0, 0, 300, 1200))), int(rng.integers(8, 512))
+            beside = int(rng.integers(0, 32))
+            shape = BatchShape(tokens + beside, before + 200 * beside, 1 + beside, attended=attended(before, tokens))
+            samples.append(Sample(shape, truth.seconds(shape) * float(rng.normal(1, 0.03))))
+        result = fit(samples)
+        assert result.r2_heldout > 0.95
+        assert result.model.attention == pytest.approx(truth.attention, rel=0.15, abs=5e-5)
 
 
 def test_two_segments_are_found_where_there_are_two_and_one_where_there_is_one() -> None:
@@ -73,6 +88,31 @@ def test_correction_follows_a_slower_machine_and_its_noise() -> None:
     assert correction.applied(model).seconds(BatchShape(100)) == pytest.approx(
         1.2 * model.seconds(BatchShape(100)), rel=0.01
     )
+
+
+def test_the_margin_is_that_of_long_steps_however_many_short_ones_there_are() -> None:
+    rng = np.random.default_rng(4)
+    correction = OnlineCorrection(margin_s=0.001)
+    exceeded = []
+    for _ in range(400):
+        for _ in range(30):
+            correction.observe(0.004, 0.004 + float(rng.normal(0, 0.0002)))
+        observed_s = 0.05 + float(rng.normal(0, 0.004))
+        exceeded.append(observed_s - 0.05 > correction.margin_s)
+        correction.observe(0.05, observed_s)
+    assert 0.004 < correction.margin_s < 0.012  # 1.645 x 4 ms = 6.6 ms
+    assert 0.01 < np.mean(exceeded[50:]) < 0.12
+
+
+def test_the_margin_follows_when_steps_become_short_for_good() -> None:
+    rng = np.random.default_rng(5)
+    correction = OnlineCorrection()
+    for _ in range(200):
+        correction.observe(0.1, 0.1 + float(rng.normal(0, 0.01)))
+    assert correction.margin_s > 0.01
+    for _ in range(20_000):
+        correction.observe(0.01, 0.01 + float(rng.normal(0, 0.0005)))
+    assert correction.margin_s < 0.0015
 
 
 def test_one_paused_step_does_not_ruin_the_correction() -> None:

@@ -58,6 +58,8 @@ def test_coefficients_that_are_no_times_are_refused(bad: float) -> None:
         Segment(1e-4, b=bad)
     with pytest.raises(BadModelError):
         PerfModel((Segment(1e-4),), margin_s=bad)
+    with pytest.raises(BadModelError):
+        PerfModel((Segment(1e-4),), attention=bad)
 
 
 def test_a_model_that_never_grows_is_refused() -> None:

@@ -48,7 +48,7 @@ def an_engine_request(**fields: object) -> planner_pb2.EngineRequest:
 
 
 def test_a_performance_model_survives_the_round_trip() -> None:
-    model = PerfModel((Segment(7e-5, 1e-8, 1e-5, 0.0, 0.02), Segment(8e-5, b=0.003)), 0.0004, 0.98)
+    model = PerfModel((Segment(7e-5, 1e-8, 1e-5, 0.0, 0.02), Segment(8e-5, b=0.003)), 0.0004, 0.98, 1.3e-3)
     assert perf_model_from_wire(perf_model_to_wire(model)) == model
 
 

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -78,13 +78,15 @@ class DrivenScheduler:
         attainment_floor: float = 0.85,
         patience_s: float = 30.0,
         pausing: bool = True,
+        attention: float = 0.0,
         **settings: Any,
     ) -> None:
         self.now_s = 100.0
         self.depth = depth
         self.sent: dict[str, Sent] = {}
         self.batches: list[SchedulerOutput] = []
-        self.preset = preset(settings.get("preset", "qwen2.5-7b-a100"))
+        chosen = preset(settings.get("preset", "qwen2.5-7b-a100"))
+        self.preset = replace(chosen, model=replace(chosen.model, attention=attention))
         config = _engine_config(tuple(sorted(settings.items())))
         terms = model_terms(self.preset.model)
         hook = HookConfig(

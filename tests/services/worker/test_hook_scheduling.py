@@ -136,6 +136,24 @@ def test_prefill_is_served_in_deadline_order() -> None:
         assert soon.times_s[0] < late.times_s[0]
 
 
+@DEPTHS
+def test_the_attention_of_long_prompts_is_planned_for(depth: int) -> None:
+    with driven(depth=depth, attention=1e-3) as replica:
+        model = replica.preset.model
+        running = [replica.send(f"d{i}", 50, 300, ttft_s=1.0, tpot_s=0.05, tier="tight") for i in range(4)]
+        replica.run(until_s=replica.now_s + 0.5)
+        long = []
+        for i in range(3):
+            alone_s = model.zero_load_prefill_s(6000)
+            long.append(replica.send(f"p{i}", 6000, 5, ttft_s=3 * alone_s, tpot_s=0.1))
+            replica.run(until_s=replica.now_s + 2 * alone_s)
+        replica.run()
+        assert [sent.missed for sent in (*running, *long) if sent.missed] == []
+        learnt = replica.scheduler._hook.timer.model
+        assert learnt.attention == 1e-3
+        assert learnt.segments[0].k_tok == pytest.approx(model.segments[0].k_tok, rel=0.02)
+
+
 def test_batches_are_whole_without_a_promise_in_sight() -> None:
     with driven() as replica:
         for index in range(8):

@@ -21,7 +21,7 @@ def test_a_batch_on_an_idle_engine_counts_from_its_start() -> None:
     timer = StepTimer(MODEL)
     timer.started(5.0, BatchShape(10))
     timer.completed(5.5)
-    assert timer.take_observed() == ((10, 0, 0, 0, 0.5),)
+    assert timer.take_observed() == ((10, 0, 0, 0, 0.0, 0.5),)
     assert timer.take_observed() == ()
 
 
@@ -32,7 +32,7 @@ def test_a_batch_that_follows_another_counts_from_its_completion() -> None:
     timer.set_busy(True)
     timer.started(5.6, BatchShape(20))
     timer.completed(6.0)
-    assert [row[4] for row in timer.take_observed()] == [0.5, 0.5]
+    assert [row[5] for row in timer.take_observed()] == [0.5, 0.5]
 
 
 def test_empty_batches_are_not_observed() -> None:

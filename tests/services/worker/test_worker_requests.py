@@ -254,7 +254,7 @@ async def test_status_tells_what_the_engine_is_and_does(world: World, unique: st
 async def test_profile_tells_what_the_model_was_fitted_to_and_what_batches_take_now(world: World) -> None:
     for number in range(600):
         world.engine.report(batches=((BatchShape(number, 1, 1), 0.5),))
-    world.engine.report(batches=((BatchShape(9, 8, 7, 6), 0.25),))
+    world.engine.report(batches=((BatchShape(9, 8, 7, 6, 5.0), 0.25),))
 
     async def last() -> worker_pb2.ProfileResponse:
         return await world.stub.Profile(worker_pb2.ProfileRequest())
@@ -264,6 +264,7 @@ async def test_profile_tells_what_the_model_was_fitted_to_and_what_batches_take_
             pass
     newest, (profiled,) = told.recent[-1], told.profiled
     assert (newest.tokens, newest.context_tokens, newest.requests, newest.draft_steps) == (9, 8, 7, 6)
+    assert newest.attended == 5.0
     assert len(told.recent) == 500
     assert (told.replica_id, told.samples) == (world.settings.replica_id, 3)
     assert (profiled.tokens, profiled.draft_steps, profiled.seconds, profiled.heldout) == (7, 2, 0.011, True)
