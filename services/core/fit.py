@@ -1,4 +1,4 @@
-"""Fitting the roofline model to profiled batches, and correcting it on line.
+"""Fitting the roofline model to profiled batches.
 
 A fit is constrained least squares (coefficients >= 0). Two segments are fitted by alternation: every sample belongs to
 the segment that predicts more, each segment is refitted to its own samples, and all of it repeats until the split is
@@ -15,7 +15,7 @@ from services.core.errors import BadModelError, NotEnoughSamplesError
 from services.core.nnls import solve_nnls
 from services.core.perf_model import BatchShape, PerfModel, Segment
 
-__all__ = ["FitResult", "OnlineCorrection", "Sample", "fit"]
+__all__ = ["FitResult", "Sample", "fit"]
 
 Floats = NDArray[np.float64]
 
@@ -23,8 +23,6 @@ _MIN_SAMPLES = 8
 _ROUNDS = 30
 _CLEARLY_BETTER = 0.97
 _FLAT = 1e-12
-_LONGEST_KEPT = 1 - 1 / 4096  # of the longest step so far, per step
-_MARGIN_STEP = 0.2  # of the typical residual: long steps may be rare
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,55 +79,6 @@ def fit(samples: Sequence[Sample], *, margin_quantile: float = 0.95, heldout_eve
     model = PerfModel(tuple(Segment(*map(float, row)) for row in best), margin_s, r2_heldout, attention)
     judged = frozenset(map(int, np.flatnonzero(held)))
     return FitResult(model, _r2(best, x[~held], y[~held]), r2_heldout, margin_s, len(samples), judged)
-
-
-@dataclass(slots=True)
-class OnlineCorrection:
-    """Follows the ratio of observed to predicted step times, and the quantile of what is left.
-
-    `scale` is an exponentially weighted mean ratio; `margin_s` a stochastic-approximation quantile of the residual
-    `observed - scale * predicted`: up by `step * quantile` when exceeded, down by `step * (1 - quantile)` when not,
-    with the step proportional to the typical residual.
-
-    The margin is learnt from long steps only, those at least half as long as the longest lately: residuals grow with
-    the step, it is the long ones that are planned to end right at a deadline, and short ones are many.
-    """
-
-    alpha: float = 0.02
-    quantile: float = 0.95
-    scale: float = 1.0
-    margin_s: float = 0.0
-    spread_s: float = 0.0
-    steps: int = 0
-    longest_s: float = 0.0
-    long_steps: int = 0
-
-    def observe(self, predicted_s: float, observed_s: float) -> None:
-        """One finished step. Outliers beyond 10x (a paused process) are counted as 10x."""
-        if predicted_s <= 0 or not np.isfinite(observed_s):
-            return
-        self.steps += 1
-        ratio = min(10.0, max(0.1, observed_s / predicted_s))
-        self.scale += max(self.alpha, 1.0 / self.steps) * (ratio - self.scale)
-        self.longest_s = max(predicted_s, self.longest_s * _LONGEST_KEPT)
-        if predicted_s >= self.longest_s / 2:
-            self._learn_margin((ratio - self.scale) * predicted_s)
-
-    def _learn_margin(self, residual_s: float) -> None:
-        self.long_steps += 1
-        alpha = max(self.alpha, 1.0 / self.long_steps)
-        self.spread_s += alpha * (abs(residual_s) - self.spread_s)
-        up = residual_s > self.margin_s
-        step_s = max(self.spread_s, 1e-6) * max(_MARGIN_STEP, alpha)
-        self.margin_s = max(0.0, self.margin_s + step_s * (self.quantile if up else self.quantile - 1.0))
-
-    def applied(self, model: PerfModel) -> PerfModel:
-        """The model as it is observed to be now."""
-        segments = tuple(
-            Segment(*(getattr(s, name) * self.scale for name in ("k_tok", "k_ctx", "k_req", "k_step", "b")))
-            for s in model.segments
-        )
-        return PerfModel(segments, self.margin_s if self.steps else model.margin_s, model.r2, model.attention)
 
 
 def _design(samples: Sequence[Sample]) -> tuple[Floats, Floats, Floats]:

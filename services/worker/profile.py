@@ -64,7 +64,8 @@ async def load_or_measure(
 ) -> ReplicaProfile:
     """The replica's performance model, from the cache or from a few seconds of probes.
 
-    A profile too poor to plan with is used, because there is no better one, but not kept: the next start measures.
+    A profile too poor to plan with is used, because there is no better one, but not kept: the next start measures. The
+    engine is warm afterwards in either case: the first batch of every size pays for memory and lazy initialisation.
     """
     max_batch_tokens = int(config.scheduler_config.max_num_batched_tokens)
     key = ProfileKey(
@@ -77,10 +78,13 @@ async def load_or_measure(
         max_batch_tokens=max_batch_tokens,
         draft_steps=settings.speculation_tokens,
     )
+    vocabulary = int(config.model_config.get_vocab_size())
     kept = load_profile(key, settings.data_dir)
     if kept is not None:
+        observer = _Observer()
+        with engine.watching(observer):
+            await _warm_up(engine, vocabulary, max_batch_tokens, settings.speculation_tokens, observer)
         return kept
-    vocabulary = int(config.model_config.get_vocab_size())
     profile = await measure(engine, vocabulary, settings.profile_s, max_batch_tokens, settings.speculation_tokens)
     if profile.r2_heldout >= _WORTH_KEEPING_R2:
         save_profile(key, profile, settings.data_dir)
@@ -103,9 +107,8 @@ async def measure(
     rng = random.Random(_SEED)
     ran: list[Probe] = []
     with engine.watching(observer):
-        for probe in warm_up_probes(engine.info, max_batch_tokens, max_drafts):
-            await _run(engine, probe, rng, vocabulary, observer)
-        observer.samples.clear()  # the first batch of every size pays for memory and lazy initialisation
+        await _warm_up(engine, vocabulary, max_batch_tokens, max_drafts, observer)
+        observer.samples.clear()
         start_s = time.monotonic()
         for probe in probes(engine.info, max_batch_tokens, rng, max_drafts):
             ran.append(probe)
@@ -119,6 +122,14 @@ async def measure(
                 await _run(engine, probe, rng, vocabulary, observer)
             profile = _fitted(observer.samples)
     return profile
+
+
+async def _warm_up(
+    engine: "VllmEngine", vocabulary: int, max_batch_tokens: int, max_drafts: int, observer: "_Observer"
+) -> None:
+    rng = random.Random(_SEED)
+    for probe in warm_up_probes(engine.info, max_batch_tokens, max_drafts):
+        await _run(engine, probe, rng, vocabulary, observer)
 
 
 def _fitted(samples: Sequence[Sample]) -> ReplicaProfile:

@@ -3,13 +3,14 @@
 from collections import deque
 from dataclasses import dataclass, replace
 
-from services.core.fit import OnlineCorrection
+from services.core.correction import OnlineCorrection
 from services.core.perf_model import BatchShape, PerfModel
 
 __all__ = ["StepTimer"]
 
 _CORRECT_EVERY = 16
 _PUBLISH_CHANGE = 0.02
+_COMPARED = (BatchShape(1), BatchShape(4096))
 _PUBLISH_MARGIN_S = 0.0005
 _SPREAD_LASTS_S = 30.0
 
@@ -33,26 +34,23 @@ class StepTimer:
     """
 
     def __init__(self, model: PerfModel | None) -> None:
-        self._base = model
         self.model = model
-        self._correction = OnlineCorrection(margin_s=model.margin_s if model is not None else 0.0)
+        self._correction = OnlineCorrection(model) if model is not None else None
         self._spread_s = 0.0
         self._spread_until_s = float("-inf")
         self._in_flight: deque[_InFlight] = deque()
         self._completed_s = float("-inf")
         self._busy = False
-        self._published_scale = 1.0
-        self._published_margin_s = 0.0
+        self._published = model
         self._observed: list[tuple[int, int, int, int, float, float]] = []
         self._changed = False
         self.free_at_s = float("-inf")
 
     def set_model(self, model: PerfModel) -> None:
         """Plan with `model` from now on, uncorrected."""
-        self._base = model
-        self._correction = OnlineCorrection(margin_s=model.margin_s)
+        self._correction = OnlineCorrection(model)
+        self._published = None
         self._correct()
-        self._publish()
 
     def delivery_spread(self, now_s: float, spread_s: float) -> None:
         """A request came whose last token may take `spread_s` longer to its client than its first.
@@ -104,24 +102,26 @@ class StepTimer:
         self._observed.append(
             (shape.tokens, shape.context_tokens, shape.requests, shape.draft_steps, shape.attended, seconds)
         )
-        if self._base is None:
+        if self._correction is None:
             return
-        self._correction.observe(self._base.seconds(shape), seconds)
-        if self._correction.steps % _CORRECT_EVERY == 0:
+        self._correction.observe(shape, seconds)
+        if self._correction.steps % _CORRECT_EVERY == 0 or self._correction.steps < _CORRECT_EVERY:
             self._correct()
 
     def _correct(self) -> None:
         """Plan with the model as it is now; it is published where that makes more than a little difference."""
-        if self._base is None:
+        if self._correction is None:
             return
-        corrected = self._correction.applied(self._base)
+        corrected = self._correction.applied()
         self.model = replace(corrected, margin_s=corrected.margin_s + self._spread_s)
-        scale = self._correction.scale / self._published_scale - 1.0
-        margin_s = self.model.margin_s - self._published_margin_s
-        if abs(scale) > _PUBLISH_CHANGE or abs(margin_s) > _PUBLISH_MARGIN_S:
-            self._publish()
+        if self._published is None or _differ(self._published, self.model):
+            self._published = self.model
+            self._changed = True
 
-    def _publish(self) -> None:
-        self._published_scale = self._correction.scale
-        self._published_margin_s = self.model.margin_s if self.model is not None else 0.0
-        self._changed = True
+
+def _differ(one: PerfModel, other: PerfModel) -> bool:
+    """Whether batches take more than a little longer in one model, or its margin is another."""
+    if abs(one.margin_s - other.margin_s) > _PUBLISH_MARGIN_S:
+        return True
+    times = ((one.seconds(shape), other.seconds(shape)) for shape in _COMPARED)
+    return any(abs(this - that) > _PUBLISH_CHANGE * that for this, that in times)

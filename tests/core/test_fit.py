@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.optimize import nnls
 
 from services.core.errors import BadModelError, NotEnoughSamplesError
-from services.core.fit import OnlineCorrection, Sample, fit
+from services.core.fit import Sample, fit
 from services.core.nnls import solve_nnls
 from services.core.perf_model import BatchShape, PerfModel, Segment, attended
 from services.core.presets import PRESETS
@@ -74,52 +74,3 @@ def test_the_solver_agrees_with_scipy(seed: int) -> None:
     ours, theirs = solve_nnls(a, y), nnls(a, y)[0]
     assert (ours >= 0).all()
     assert np.linalg.norm(a @ ours - y) == pytest.approx(np.linalg.norm(a @ theirs - y), rel=1e-6)
-
-
-def test_correction_follows_a_slower_machine_and_its_noise() -> None:
-    rng = np.random.default_rng(3)
-    correction = OnlineCorrection()
-    predicted, noise = 0.05, 0.002
-    for _ in range(3000):
-        correction.observe(predicted, predicted * 1.2 + float(rng.normal(0, noise)))
-    assert correction.scale == pytest.approx(1.2, rel=0.01)
-    assert correction.margin_s == pytest.approx(1.645 * noise, rel=0.35)
-    model = PRESETS[0].model
-    assert correction.applied(model).seconds(BatchShape(100)) == pytest.approx(
-        1.2 * model.seconds(BatchShape(100)), rel=0.01
-    )
-
-
-def test_the_margin_is_that_of_long_steps_however_many_short_ones_there_are() -> None:
-    rng = np.random.default_rng(4)
-    correction = OnlineCorrection(margin_s=0.001)
-    exceeded = []
-    for _ in range(400):
-        for _ in range(30):
-            correction.observe(0.004, 0.004 + float(rng.normal(0, 0.0002)))
-        observed_s = 0.05 + float(rng.normal(0, 0.004))
-        exceeded.append(observed_s - 0.05 > correction.margin_s)
-        correction.observe(0.05, observed_s)
-    assert 0.004 < correction.margin_s < 0.012  # 1.645 x 4 ms = 6.6 ms
-    assert 0.01 < np.mean(exceeded[50:]) < 0.12
-
-
-def test_the_margin_follows_when_steps_become_short_for_good() -> None:
-    rng = np.random.default_rng(5)
-    correction = OnlineCorrection()
-    for _ in range(200):
-        correction.observe(0.1, 0.1 + float(rng.normal(0, 0.01)))
-    assert correction.margin_s > 0.01
-    for _ in range(20_000):
-        correction.observe(0.01, 0.01 + float(rng.normal(0, 0.0005)))
-    assert correction.margin_s < 0.0015
-
-
-def test_one_paused_step_does_not_ruin_the_correction() -> None:
-    correction = OnlineCorrection()
-    for _ in range(500):
-        correction.observe(0.05, 0.05)
-    correction.observe(0.05, 60.0)
-    assert correction.scale < 1.3
-    correction.observe(0.05, float("nan"))
-    assert correction.steps == 501

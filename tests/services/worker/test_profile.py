@@ -23,7 +23,9 @@ from services.worker.profile_store import (
 
 INFO = EngineInfo("m", 2048, 1000, 16, 32, False)
 KEY = ProfileKey("m", "cpu", "0.32.0", "float32", 1, 16, 1024)
-BATCHES = tuple(ProfiledBatch(Sample(BatchShape(n, 2 * n, 1, n % 2, 2.5 * n * n), n / 1000), n == 3) for n in range(1, 6))
+BATCHES = tuple(
+    ProfiledBatch(Sample(BatchShape(n, 2 * n, 1, n % 2, 2.5 * n * n), n / 1000), n == 3) for n in range(1, 6)
+)
 PROFILE = ReplicaProfile(PerfModel((Segment(1e-4, 1e-7, 1e-5, 0.0, 2e-3),), 0.001, 0.97, 1e-3), 0.97, 250, BATCHES)
 
 

@@ -56,6 +56,15 @@ def test_a_slower_machine_is_learnt_and_published() -> None:
     assert timer.take_model() is None
 
 
+def test_a_replica_that_starts_on_a_busy_machine_is_known_to_be_slow_after_a_few_batches() -> None:
+    timer = StepTimer(MODEL)
+    for step in range(3):
+        timer.started(step * 1.0, BatchShape(100))
+        timer.completed(step * 1.0 + 2 * MODEL.seconds(BatchShape(100)))
+    assert timer.model is not None
+    assert timer.model.seconds(BatchShape(100)) > 1.7 * MODEL.seconds(BatchShape(100))
+
+
 def test_the_fitted_margin_holds_until_observations_say_otherwise() -> None:
     timer = StepTimer(MODEL)
     for step in range(16):
