@@ -19,9 +19,11 @@ _CALL_TIMEOUT_S = 5.0
 _FIRST_RETRY_S = 0.05
 _LONGEST_RETRY_S = 1.0
 
-_AT_ONCE = 32
-"""Chunks handed on in one turn of the event loop: one step of a large engine has hundreds, and whoever calls meanwhile
-would be seen only after all of them were sent."""
+_AT_LEAST = 16
+_SHARE = 0.25
+"""Of one step of a large engine, with its hundreds of chunks, so many are handed on in one turn of the event loop, or
+as many as take this share of what the loop needed for its last turn: whoever calls meanwhile is not seen only after
+all of them were sent, and while many call at once the tokens go on as well."""
 
 OnChunks = Callable[[str, Sequence[worker_pb2.TokenChunk]], None]
 
@@ -113,10 +115,22 @@ class WorkerLink:
                 self.up = True
                 self._measure_skew(asked_us, batch.sent_at_us)
                 self._on_linked()
-            for start in range(0, len(batch.chunks), _AT_ONCE):
-                if start:
-                    await asyncio.sleep(0)
-                self._on_chunks(batch.replica_id, batch.chunks[start : start + _AT_ONCE])
+            await self._hand_on(batch)
+
+    async def _hand_on(self, batch: worker_pb2.TokenBatch) -> None:
+        """All chunks of a message, over as many turns of the event loop as leave the others their share."""
+        chunks, done, took_s = batch.chunks, 0, 0.0
+        while True:
+            until_s = (began_s := self._clock.now_s()) + _SHARE * took_s
+            while done < len(chunks):
+                self._on_chunks(batch.replica_id, chunks[done : done + _AT_LEAST])
+                done += _AT_LEAST
+                if self._clock.now_s() >= until_s:
+                    break
+            if done >= len(chunks):
+                return
+            await asyncio.sleep(0)
+            took_s = self._clock.now_s() - began_s
 
     def _measure_skew(self, asked_us: int, sent_at_us: int) -> None:
         heard_us = self._clock.now_us()

@@ -17,6 +17,7 @@ from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
 
+from services.common.accepting import Acceptors
 from services.common.config import ConfigError
 from services.common.errors import Reason, SloServeError, pushback_trailer, to_status
 from services.common.rpc_tracing import TracedChannel, failed_call, server_call
@@ -163,8 +164,9 @@ class RpcServer:
 
     def __init__(self, address: str) -> None:
         """Bind `address` (host:port; port 0 picks a free one, see `port`). Raises ConfigError where it is taken."""
+        interceptors = (_Interceptor(),)
         self.grpc = grpc.aio.server(
-            interceptors=(_Interceptor(),),
+            interceptors=interceptors,
             options=[
                 ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
                 ("grpc.max_send_message_length", -1),
@@ -175,6 +177,7 @@ class RpcServer:
                 *_KEEPALIVE,
             ],
         )
+        self._acceptors = Acceptors(self.grpc, interceptors)
         self._health = health_aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
         self._names: tuple[str, ...] = ()
@@ -191,6 +194,7 @@ class RpcServer:
             self.grpc,
         )
         await self.grpc.start()
+        self._acceptors.start()
         await self.set_serving(True)
 
     async def set_serving(self, serving: bool) -> None:
@@ -206,6 +210,7 @@ class RpcServer:
             await asyncio.wait_for(self.grpc.stop(grace_s), grace_s + _STUBBORN_S)
         except TimeoutError:
             _log.warning("calls that were told to end have not after %.0f s", grace_s + _STUBBORN_S)
+        await self._acceptors.ended()
 
 
 def open_channel(address: str, *, traced: bool = True) -> grpc.aio.Channel:
