@@ -24,10 +24,11 @@ class State(StrEnum):
     CANCELLED = "cancelled"
     FAILED = "failed"
 
-    @property
-    def ended(self) -> bool:
-        """True where nothing more will be generated."""
-        return self in (State.FINISHED, State.CANCELLED, State.FAILED)
+    ended: bool
+    """True where nothing more will be generated."""
+
+    def __init__(self, word: str) -> None:
+        self.ended = word in ("finished", "cancelled", "failed")
 
 
 class Signal(StrEnum):

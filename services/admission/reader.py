@@ -1,9 +1,9 @@
 """One client's walk through a session's log, as the events of its stream."""
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 
 from protos import admission_pb2, types_pb2
+from services.admission.bell import Bell
 from services.admission.session import Marker, Session, VerdictNews
 from services.common.clock import Clock
 from services.common.errors import Reason, SloServeError
@@ -26,16 +26,16 @@ class Reader:
         self._on_sent = on_sent
         self._token = from_token
         self._marker = sum(1 for marker in session.markers if marker.at_token < from_token)
-        self._changed = asyncio.Event()
-        if session.watcher is not None:
-            session.watcher.set()  # the reader before this one ends
-        session.watcher = self._changed
+        self._bell = Bell()
+        before, session.watcher = session.watcher, self._bell
+        if before is not None:
+            before.ring()  # the reader before this one ends
         self.finished = False
 
     @property
     def current(self) -> bool:
         """False once another reader has taken over."""
-        return self._session.watcher is self._changed
+        return self._session.watcher is self._bell
 
     async def events(self) -> AsyncIterator[admission_pb2.GenerateEvent]:
         """Verdict first, `finished` last; raises the request's error, or CANCELLED where another reader took over."""
@@ -64,8 +64,7 @@ class Reader:
     async def _wait(self) -> None:
         if self._session.error is not None:
             raise self._session.error
-        self._changed.clear()
-        await self._changed.wait()
+        await self._bell.wait()
 
     def _next(self) -> admission_pb2.GenerateEvent | None:
         markers = self._session.markers
@@ -80,13 +79,16 @@ class Reader:
         start, self._token = self._token, end
         if start == 0:
             self._session.trace.first_token()
-        tokens = admission_pb2.Tokens(text=transcript.text(start, end), ids=transcript.ids[start:end], offset=start)
+        event = admission_pb2.GenerateEvent(request_id=self._session.request_id)
+        tokens = event.tokens  # filled in place: a message of its own would be copied into the event
+        tokens.text, tokens.offset = transcript.text(start, end), start
+        tokens.ids.extend(transcript.ids[start:end])
         now_us = self._clock.now_us()
         clock, last = self._session.clock, self._session.state.ended and end == len(transcript.ids)
         if clock.delivered == 0 or (last and clock.delivered < end):
             self._on_sent(self._session, now_us, last)
         clock.tokens_sent(end, now_us)
-        return self._event(tokens=tokens)
+        return event
 
     def _marker_event(self, marker: Marker) -> admission_pb2.GenerateEvent:
         news = marker.news

@@ -1,6 +1,7 @@
 """The `Admission` service: gRPC calls turned into sessions, sessions into event streams."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import grpc.aio
@@ -63,16 +64,18 @@ class AdmissionService(admission_pb2_grpc.AdmissionServicer):
         self._refuse_while_draining()
         with self._sessions.call():
             session = await self._front.open(request, self._arrival(context))
-            async for event in self._deliver(session, 0, context):
-                yield event
+            with self._reading(session, 0, context) as events:
+                async for event in events:
+                    yield event
 
     async def Resume(self, request: admission_pb2.ResumeRequest, context: Context) -> Events:
         """Attach to a request again, from any token on, whichever process served it."""
         self._refuse_while_draining()
         with self._sessions.call():
             session = await self._resumed(request, self._resolver.caller(self._arrival(context)).tenant)
-            async for event in self._deliver(session, request.from_token, context):
-                yield event
+            with self._reading(session, request.from_token, context) as events:
+                async for event in events:
+                    yield event
 
     async def Cancel(self, request: admission_pb2.CancelRequest, context: Context) -> admission_pb2.CancelResponse:
         """End a request and free what it holds."""
@@ -115,15 +118,16 @@ class AdmissionService(admission_pb2_grpc.AdmissionServicer):
             raise SloServeError(Reason.RESUME_OUT_OF_RANGE, text)
         return session
 
-    async def _deliver(self, session: Session, from_token: int, context: Context) -> Events:
+    @contextmanager
+    def _reading(self, session: Session, from_token: int, context: Context) -> Iterator[Events]:
+        """The events of a session for one stream, which is its reader meanwhile."""
         reader = self._sessions.attach(session, from_token)
 
         # A stream may be dropped while a message is being written: then only the callback hears of it.
         callback: Any = lambda _: self._sessions.detach(session, reader)  # noqa: E731
         context.add_done_callback(callback)
         try:
-            async for event in reader.events():
-                yield event
+            yield reader.events()
         finally:
             self._sessions.detach(session, reader)
 

@@ -4,12 +4,12 @@ A session is a log, not a queue: tokens and markers (stage ends, changed verdict
 them at its own pace from any token. Resuming, re-attaching and a slow client are therefore the same thing.
 """
 
-import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
 from protos import router_pb2, types_pb2, worker_pb2
+from services.admission.bell import Bell
 from services.admission.lifecycle import Signal, State, next_state
 from services.admission.request_trace import RequestTrace
 from services.admission.stage_clock import StageClock
@@ -66,6 +66,7 @@ class Session:
 
     def __init__(self, facts: SessionFacts, decode: Callable[[Sequence[int]], str], trace: RequestTrace) -> None:
         self.facts = facts
+        self.request_id = facts.queued.request_id
         self.trace = trace
         self.transcript = Transcript(facts.rules, decode)
         self.clock = StageClock(facts.rules.stages, facts.queued.arrival_us)
@@ -80,16 +81,11 @@ class Session:
         self.markers: list[Marker] = []
         self.finish_reason: types_pb2.FinishReason.ValueType = types_pb2.FINISH_REASON_UNSPECIFIED
         self.error: SloServeError | None = None
-        self.watcher: asyncio.Event | None = None
+        self.watcher: Bell | None = None
         self.last_heard_s = 0.0
         self.emitted_us = 0  # end of the newest token's batch, by our clock; 0 until one is here
         self.first_lag_us: int | None = None  # from the end of its batch to the sending of the first token
         self.settled = False
-
-    @property
-    def request_id(self) -> str:
-        """The request's id."""
-        return self.facts.queued.request_id
 
     @property
     def met(self) -> bool:
@@ -151,7 +147,8 @@ class Session:
         new = chunk.token_ids[skip:] if skip else chunk.token_ids
         cut = None
         if new:
-            self._signal(Signal.TOKENS)
+            if self.state is not State.STREAMING:
+                self._signal(Signal.TOKENS)
             ends, cut = self.transcript.push(new)
             for end in ends:
                 self._stage_over(end)
@@ -185,9 +182,9 @@ class Session:
     def close_trace(self) -> None:
         """End the spans of this request in this process."""
         kind = self.verdict.kind if self.verdict else types_pb2.VERDICT_KIND_UNSPECIFIED
-        attributes = {
+        attributes: dict[str, str | bool | int | float] = {
             "slos_serve.verdict": types_pb2.VerdictKind.Name(kind).removeprefix("VERDICT_KIND_"),
-            "slos_serve.outcome": self.state.value,
+            "slos_serve.outcome": str(self.state),
             "slos_serve.met": self.met,
             "slos_serve.promised": self.promised,
             "slos_serve.replica": self.replica_id,
@@ -255,7 +252,7 @@ class Session:
 
     def _wake(self) -> None:
         if self.watcher is not None:
-            self.watcher.set()
+            self.watcher.ring()
 
 
 def _rejection(verdict: types_pb2.Verdict) -> types_pb2.Verdict:

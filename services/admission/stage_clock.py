@@ -6,6 +6,7 @@
 A stage is met when its TTFT and its mean TPOT are at most their SLOs. Times are Unix microseconds.
 """
 
+from bisect import bisect_right
 from dataclasses import dataclass
 
 from protos import admission_pb2
@@ -42,8 +43,7 @@ class StageClock:
     def tokens_sent(self, up_to: int, at_us: int) -> None:
         """All output tokens below index `up_to` have been sent by `at_us`."""
         while self.delivered < up_to:
-            index = sum(1 for end in self._ends if end <= self.delivered)
-            index = min(index, len(self._stages) - 1)
+            index = min(bisect_right(self._ends, self.delivered), len(self._stages) - 1)
             limit = self._ends[index] if index < len(self._ends) else up_to
             until = min(up_to, limit) if limit > self.delivered else up_to
             seen = self._seen[index]

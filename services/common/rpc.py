@@ -136,14 +136,14 @@ def _wrap_unary(
 
 def _wrap_streaming(
     behaviour: Callable[..., AsyncIterator[Any]], method: str, metadata: Sequence[Any]
-) -> Callable[..., AsyncIterator[Any]]:
-    async def call(request: Any, context: Any) -> AsyncIterator[Any]:
+) -> Callable[..., Awaitable[None]]:
+    async def call(request: Any, context: Any) -> None:
         responses = None
         with server_call(method, metadata, streams=True) as span:
             try:
                 responses = behaviour(_checked(request), context)
                 async for response in responses:
-                    yield response
+                    await context.write(response)
             except (grpc.aio.AbortError, asyncio.CancelledError):
                 raise
             except Exception as error:
