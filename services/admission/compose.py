@@ -1,6 +1,5 @@
 """The parts of an admission process, put together, and the order in which they start and stop."""
 
-import asyncio
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,6 +33,7 @@ from services.common.clock import Clock
 from services.common.config import Catalogue
 from services.common.errors import Reason, SloServeError
 from services.common.instruments import AdmissionInstruments
+from services.common.kept import KeptTasks
 from services.common.registry import FleetChange, ReplicaRegistry, ReplicaWatcher
 from services.common.request_store import RequestStore
 from services.common.rpc import RpcServer
@@ -62,16 +62,17 @@ class AdmissionProcess:
         clock: Clock,
         instruments: AdmissionInstruments,
     ) -> None:
-        self._background = Background()
-        self._sweep: asyncio.Task[None] | None = None
-        self._watcher = ReplicaWatcher(redis, self._fleet_changed)
+        self._task_failures = instruments.task_failures
+        self._background = Background(self._task_failed)
+        self._tasks = KeptTasks(self._task_failed, self._show_health)
+        self._watcher = ReplicaWatcher(redis, self._fleet_changed, tasks=self._tasks)
         store = RequestStore(redis, clock)
         accounts = Accounts(instruments, clock, served_name(settings.model))
         self._routers = Routers(settings.routers)
         lag = DeliveryLag(clock, instruments)
         self.sessions = Sessions(accounts, clock, lag, lambda session: self._endings.abandon(session))
         self._comebacks = Comebacks(clock)
-        self._presence = Presence(redis, settings.admission_id)
+        self._presence = Presence(redis, settings.admission_id, self._tasks)
         self._workers = Workers(
             self.sessions,
             settings.admission_id,
@@ -79,6 +80,7 @@ class AdmissionProcess:
             clock,
             instruments,
             self._background,
+            self._tasks,
             self._doubt,
             self._declined,
             self._comebacks.taken,
@@ -155,8 +157,9 @@ class AdmissionProcess:
         """Watch the fleet, link to its workers, serve."""
         await self._presence.start()
         await self._watcher.start()
-        self._sweep = asyncio.create_task(self._rescue.sweep_forever(), name="rescue sweep")
+        self._tasks.keep("rescue sweep", self._rescue.sweep_forever)
         await self._server.start([SERVICE])
+        await self._set_serving()  # a task may be down already
 
     async def drain(self, grace_s: float) -> None:
         """Refuse new requests and let the running ones finish, for up to `grace_s`.
@@ -164,8 +167,8 @@ class AdmissionProcess:
         What still runs then ends with ADMISSION_DRAINING; it is cancelled unless its client asked for a grace of its
         own, with which another process can resume it.
         """
-        await self._server.set_serving(False)
         self._service.drain()
+        await self._server.set_serving(False)
         if await self.sessions.wait_idle(grace_s):
             return
         left = self.sessions.read()
@@ -180,17 +183,26 @@ class AdmissionProcess:
 
     async def stop(self) -> None:
         """Stop serving and let go of everything."""
+        self._service.drain()
         await self._server.stop(1.0)
         await self._watcher.stop()
-        if self._sweep is not None:
-            self._sweep.cancel()
-            await asyncio.gather(self._sweep, return_exceptions=True)
+        await self._tasks.cancel("rescue sweep")
         self.sessions.close()
         await self._background.drain(_LAST_CALLS_S)
         await self._background.close()
         await self._presence.stop()
         await self._workers.close()
         await self._routers.close()
+
+    def _task_failed(self, kind: str) -> None:
+        self._task_failures.add(1, {"slos_serve.task": kind})
+
+    def _show_health(self, _: bool) -> None:
+        self._background.start(self._set_serving(), "health")
+
+    async def _set_serving(self) -> None:
+        """NOT_SERVING while one of this process's own tasks is down; a drain stays one."""
+        await self._server.set_serving(self._tasks.whole and not self.draining)
 
     def _fleet_changed(self, change: FleetChange) -> None:
         self._workers.fleet_changed(change, self._watcher.replicas)

@@ -8,6 +8,7 @@ from redis.asyncio import Redis
 from services.common import keys
 from services.common.broker import command
 from services.common.errors import SloServeError
+from services.common.kept import KeptTasks
 
 __all__ = ["LEASE_S", "Presence"]
 
@@ -15,28 +16,30 @@ _log = logging.getLogger(__name__)
 
 LEASE_S = 10.0
 _RENEW_S = 2.0
+_TASK = "presence"
 
 
 class Presence:
     """Holds `slos:admission:{id}`."""
 
-    def __init__(self, redis: Redis, admission_id: str, lease_s: float = LEASE_S) -> None:
+    def __init__(self, redis: Redis, admission_id: str, tasks: KeptTasks, lease_s: float = LEASE_S) -> None:
         self._redis = redis
         self._key = keys.admission_key(admission_id)
         self._lease_ms = round(lease_s * 1000)
-        self._task: asyncio.Task[None] | None = None
+        self._tasks = tasks
+        self._held = False
 
     async def start(self) -> None:
         """Take the lease and keep it. Raises SloServeError while Redis is away."""
         await self._renew()
-        self._task = asyncio.create_task(self._keep(), name="presence")
+        self._held = True
+        self._tasks.keep(_TASK, self._keep)
 
     async def stop(self) -> None:
         """Give the lease up."""
-        if self._task is None:
+        if not self._held:
             return
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        await self._tasks.cancel(_TASK)
         try:
             await command(self._redis, "DEL", self._key)
         except SloServeError as error:  # it runs out by itself

@@ -9,6 +9,7 @@ import grpc
 from protos import router_pb2, worker_pb2, worker_pb2_grpc
 from services.common.clock import Clock
 from services.common.errors import Reason, SloServeError, from_rpc_error
+from services.common.kept import KeptTasks
 from services.common.rpc import open_channel
 
 __all__ = ["WorkerLink"]
@@ -41,6 +42,7 @@ class WorkerLink:
         replica: router_pb2.Replica,
         admission_id: str,
         clock: Clock,
+        tasks: KeptTasks,
         *,
         on_chunks: OnChunks,
         on_linked: Callable[[], None],
@@ -59,12 +61,13 @@ class WorkerLink:
         self.up = False
         self._channel = open_channel(replica.address, traced=False)  # a span that lasts for days helps nobody
         self._stub = worker_pb2_grpc.WorkerStub(self._channel)
-        self._task = asyncio.create_task(self._follow(), name=f"tokens from {replica.replica_id}")
+        self._tasks = tasks
+        self._task = f"tokens from {replica.replica_id} since {replica.started_us}"
+        tasks.keep(self._task, self._follow)
 
     async def close(self) -> None:
         """End the subscription."""
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        await self._tasks.cancel(self._task)
         await self._channel.close()
 
     async def attach(self, request_id: str, from_token: int, grace_us: int = 0) -> worker_pb2.AttachResponse:
@@ -86,7 +89,7 @@ class WorkerLink:
             raise from_rpc_error(error, Reason.WORKER_LOST) from None
 
     async def _follow(self) -> None:
-        retry_s = _FIRST_RETRY_S
+        self.up, retry_s = False, _FIRST_RETRY_S
         while True:
             try:
                 await self._subscribe()

@@ -10,8 +10,9 @@ from services.admission.session import Intake, Session
 from services.admission.sessions import Sessions
 from services.admission.worker_link import WorkerLink
 from services.common.clock import Clock
-from services.common.errors import SloServeError
+from services.common.errors import Reason, SloServeError
 from services.common.instruments import AdmissionInstruments
+from services.common.kept import KeptTasks
 from services.common.registry import FleetChange, ReplicaRegistry
 
 __all__ = ["Workers"]
@@ -38,6 +39,7 @@ class Workers:
         clock: Clock,
         instruments: AdmissionInstruments,
         background: Background,
+        tasks: KeptTasks,
         on_doubt: Callable[[Session, float], None],
         on_declined: Callable[[Session, int], None],
         on_promised: Callable[[], None],
@@ -48,6 +50,7 @@ class Workers:
         self._clock = clock
         self._instruments = instruments
         self._background = background
+        self._tasks = tasks
         self._on_doubt = on_doubt
         self._on_declined = on_declined
         self._on_promised = on_promised
@@ -108,6 +111,7 @@ class Workers:
             replica,
             self._admission_id,
             self._clock,
+            self._tasks,
             on_chunks=self._take,
             on_linked=lambda: self._linked(replica_id),
             on_broken=lambda: self._broken(replica_id, replica.started_us),
@@ -139,17 +143,25 @@ class Workers:
             session.last_heard_s = now_s
             if chunk.emitted_at_us and chunk.token_ids:
                 session.emitted_us = chunk.emitted_at_us - skew_us
-            before = session.promised
-            intake = session.take(replica_id, chunk)
-            if session.promised and not before:
-                self._on_promised()
-            if intake is Intake.GAP:
-                self.attach(session)
-            elif intake is Intake.CUT:
-                self.cancel(session, "stop")
-            elif intake is Intake.DECLINED:
-                self.cancel(session, "declined")
-                self._on_declined(session, chunk.attempt)
+            try:
+                self._take_one(replica_id, session, chunk)
+            except Exception as error:  # a bug that one request has met: the others on this stream go on
+                self._background.failed(f"taking tokens of {session.request_id}", "Session.take", error)
+                session.fail(SloServeError(Reason.INTERNAL, f"unexpected {type(error).__name__} in its output"))
+                self.cancel(session, "internal error")
+
+    def _take_one(self, replica_id: str, session: Session, chunk: worker_pb2.TokenChunk) -> None:
+        before = session.promised
+        intake = session.take(replica_id, chunk)
+        if session.promised and not before:
+            self._on_promised()
+        if intake is Intake.GAP:
+            self.attach(session)
+        elif intake is Intake.CUT:
+            self.cancel(session, "stop")
+        elif intake is Intake.DECLINED:
+            self.cancel(session, "declined")
+            self._on_declined(session, chunk.attempt)
 
     async def _attach(self, session: Session) -> None:
         try:

@@ -79,6 +79,7 @@ class AdmissionInstruments:
     stages: Counter
     promises: Counter
     errors: Counter
+    task_failures: Counter
     output_tokens: Counter
     prompt_tokens: Counter
     replacements: Counter
@@ -114,6 +115,9 @@ def admission_instruments(meter: Meter | None = None) -> AdmissionInstruments:
         stages=m.create_counter("slos_serve.stages", description="Ended stages by kind and SLO met"),
         promises=m.create_counter("slos_serve.promises", description="Promises kept and broken"),
         errors=m.create_counter("slos_serve.errors", description="Calls refused or failed, by reason"),
+        task_failures=m.create_counter(
+            "slos_serve.task_failures", unit="{failure}", description="Own tasks that failed, by what they run"
+        ),
         output_tokens=m.create_counter("slos_serve.output_tokens", unit="{token}", description="Tokens sent"),
         prompt_tokens=m.create_counter("slos_serve.prompt_tokens", unit="{token}", description="Prompt tokens"),
         replacements=m.create_counter("slos_serve.replacements", description="Requests placed again, by outcome"),

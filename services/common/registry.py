@@ -20,13 +20,14 @@ from protos import router_pb2, types_pb2
 from services.common import keys
 from services.common.broker import broker_errors
 from services.common.errors import SloServeError
+from services.common.kept import KeptTasks
 from services.common.lua_scripts import load_script
 
 __all__ = ["FleetChange", "ReplicaRegistry", "ReplicaWatcher"]
 
 _log = logging.getLogger(__name__)
 
-_CANCEL_AGAIN_S = 1.0
+_TASK = "replica watcher"
 
 _TEXT = ("replica_id", "address", "model", "engine", "planner")
 _NUMBERS = (
@@ -129,19 +130,25 @@ class FleetChange:
 class ReplicaWatcher:
     """A snapshot of the live replicas, refreshed every `poll_s`.
 
-    While Redis is away the last snapshot stays: replicas do not die with it.
+    While Redis is away the last snapshot stays: replicas do not die with it. `tasks` keeps the watching up.
     Usage: `await start()` (reads once), then `.replicas`; `await stop()` at the end.
     """
 
     def __init__(
-        self, redis: Redis, on_change: Callable[[FleetChange], None] | None = None, *, poll_s: float = 0.25
+        self,
+        redis: Redis,
+        on_change: Callable[[FleetChange], None] | None = None,
+        *,
+        poll_s: float = 0.25,
+        tasks: KeptTasks | None = None,
     ) -> None:
         self._list = load_script(redis, "replicas")
         self._on_change = on_change
         self._poll_s = poll_s
         self._replicas: Mapping[str, router_pb2.Replica] = MappingProxyType({})
+        self._told: Mapping[str, router_pb2.Replica] = self._replicas  # what `on_change` knows
         self._refresh = asyncio.Lock()
-        self._task: asyncio.Task[None] | None = None
+        self._tasks = tasks or KeptTasks()
 
     @property
     def replicas(self) -> Mapping[str, router_pb2.Replica]:
@@ -151,24 +158,26 @@ class ReplicaWatcher:
     async def start(self) -> None:
         """Read the fleet once and keep watching it."""
         await self.refresh()
-        self._task = asyncio.create_task(self._poll(), name="replica watcher")
+        self._tasks.keep(_TASK, self._poll)
 
     async def stop(self) -> None:
         """Stop watching."""
-        task, self._task = self._task, None
-        while task is not None and not task.done():
-            task.cancel()  # again where a reply of Redis swallowed it
-            await asyncio.wait({task}, timeout=_CANCEL_AGAIN_S)
+        await self._tasks.cancel(_TASK)
 
     async def refresh(self) -> None:
-        """Read the fleet now. Raises SloServeError BROKER_UNAVAILABLE."""
+        """Read the fleet now. Raises SloServeError BROKER_UNAVAILABLE.
+
+        A change that `on_change` failed at is told again, with whatever came since.
+        """
         async with self._refresh:
             with broker_errors():
                 found: list[Any] = await self._list([keys.REPLICA_INDEX], [keys.REPLICA_PREFIX])
-            before, self._replicas = self._replicas, MappingProxyType(_parse(found))
-        change = _difference(before, self._replicas)
+            self._replicas = MappingProxyType(_parse(found))
+        now = self._replicas
+        change = _difference(self._told, now)
         if change is not None and self._on_change is not None:
             self._on_change(change)
+        self._told = now
 
     async def _poll(self) -> None:
         away = False

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from protos import worker_pb2
 from services.admission.worker_link import WorkerLink
 from services.common.clock import Clock
+from services.common.kept import KeptTasks
 from tests.services.admission.world import World, soon
 
 
@@ -18,6 +19,7 @@ async def linked(world: World, on_chunks: Callable[[list[str]], None], clock: Cl
         replica,
         "another",
         clock,
+        KeptTasks(),
         on_chunks=lambda _, chunks: on_chunks([chunk.request_id for chunk in chunks]),
         on_linked=lambda: None,
         on_broken=lambda: None,

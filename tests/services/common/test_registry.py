@@ -5,6 +5,7 @@ from redis.asyncio import Redis
 
 from protos import router_pb2, types_pb2
 from services.common import keys
+from services.common.kept import KeptTasks
 from services.common.registry import FleetChange, ReplicaRegistry, ReplicaWatcher
 
 
@@ -115,3 +116,23 @@ async def test_an_unreadable_description_hides_one_replica_only(
     await watcher.refresh()
     assert list(watcher.replicas) == ["good"]
     assert "bad" in caplog.text
+
+
+async def test_a_change_that_its_listener_failed_at_is_told_again(
+    broker: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    changes, failed = Changes(), list[str]()
+
+    def listen(change: FleetChange) -> None:
+        if not failed:
+            raise ValueError("a bug")
+        changes(change)
+
+    tasks = KeptTasks(failed.append, again_s=0.0)
+    watcher = ReplicaWatcher(broker, listen, poll_s=0.0, tasks=tasks)
+    await watcher.start()
+    await ReplicaRegistry(broker).publish(replica("w0"), 60.0)
+    assert await changes.next() == FleetChange(frozenset({"w0"}), frozenset(), frozenset())
+    await watcher.stop()
+    assert failed == ["ReplicaWatcher._poll"]
+    assert "a bug" in caplog.text
