@@ -129,7 +129,7 @@ class AdmissionProcess:
             endings=self._endings,
             clock=clock,
         )
-        self._server = RpcServer(f"{settings.host}:{settings.port}")
+        self._server = RpcServer(f"{settings.host}:{settings.port}", crowded=[f"/{SERVICE}/Generate"])
         admission_pb2_grpc.add_AdmissionServicer_to_server(self._service, self._server.grpc)
 
     @property

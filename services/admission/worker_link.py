@@ -111,14 +111,19 @@ class WorkerLink:
     async def _subscribe(self) -> None:
         await self._channel.channel_ready()  # or the time to connect would look like skew
         asked_us = self._clock.now_us()
-        first = True
-        async for batch in self._stub.Subscribe(worker_pb2.SubscribeRequest(admission_id=self._admission_id)):
-            if first:
-                first = False
-                self.up = True
-                self._measure_skew(asked_us, batch.sent_at_us)
-                self._on_linked()
-            await self._hand_on(batch)
+        call = self._stub.Subscribe(worker_pb2.SubscribeRequest(admission_id=self._admission_id))
+        first, reading = True, asyncio.ensure_future(call.read())
+        try:
+            while isinstance(batch := await reading, worker_pb2.TokenBatch):
+                reading = asyncio.ensure_future(call.read())  # takes turns of its own, so it goes on beside
+                if first:
+                    first = False
+                    self.up = True
+                    self._measure_skew(asked_us, batch.sent_at_us)
+                    self._on_linked()
+                await self._hand_on(batch)
+        finally:
+            reading.cancel()
 
     async def _hand_on(self, batch: worker_pb2.TokenBatch) -> None:
         """All chunks of a message, over as many turns of the event loop as leave the others their share."""

@@ -11,7 +11,7 @@ release only grpc.aio's own loop accepts, which is right and slow.
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -24,6 +24,7 @@ _log = logging.getLogger(__name__)
 
 CHECKED_RELEASE = "1.85"
 _AT_ONCE = 32
+_AT_ONCE_CROWDED = 256
 
 cygrpc: Any = _cygrpc
 
@@ -37,9 +38,16 @@ class Acceptors:
     """Accepts the calls of one server, beside the server's own loop.
 
     Make it before servicers are added, `start()` it once the server has started, and await `ended()` after its stop.
+    `crowded` are the methods (`/package.Service/Method`) that thousands may call at once.
     """
 
-    def __init__(self, server: grpc.aio.Server, interceptors: Sequence[grpc.aio.ServerInterceptor]) -> None:
+    def __init__(
+        self,
+        server: grpc.aio.Server,
+        interceptors: Sequence[grpc.aio.ServerInterceptor],
+        crowded: Collection[str] = (),
+    ) -> None:
+        self._crowded = frozenset(crowded)
         self._interceptors = tuple(interceptors)
         self._handlers: dict[str, Any] = {}
         self._accepting: set[asyncio.Task[None]] = set()
@@ -61,7 +69,7 @@ class Acceptors:
             return
         resolver = cygrpc._MethodResolver([], self._handlers)
         for method in self._handlers:
-            for _ in range(_AT_ONCE):
+            for _ in range(_AT_ONCE_CROWDED if method in self._crowded else _AT_ONCE):
                 task = asyncio.create_task(self._accept(method, resolver), name=f"accept {method}")
                 self._accepting.add(task)
                 task.add_done_callback(self._over)

@@ -6,7 +6,7 @@ handler and joins the caller's OpenTelemetry trace. Streaming handlers must be a
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from typing import Any, NamedTuple, cast
 
 import grpc
@@ -162,8 +162,11 @@ class RpcServer:
     Usage: add servicers to `.grpc`, then `await start([...service names])`, then `await stop(grace_s)`.
     """
 
-    def __init__(self, address: str) -> None:
-        """Bind `address` (host:port; port 0 picks a free one, see `port`). Raises ConfigError where it is taken."""
+    def __init__(self, address: str, *, crowded: Collection[str] = ()) -> None:
+        """Bind `address` (host:port; port 0 picks a free one, see `port`). Raises ConfigError where it is taken.
+
+        `crowded`: methods (`/package.Service/Method`) that thousands may call at once.
+        """
         interceptors = (_Interceptor(),)
         self.grpc = grpc.aio.server(
             interceptors=interceptors,
@@ -177,7 +180,7 @@ class RpcServer:
                 *_KEEPALIVE,
             ],
         )
-        self._acceptors = Acceptors(self.grpc, interceptors)
+        self._acceptors = Acceptors(self.grpc, interceptors, crowded)
         self._health = health_aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
         self._names: tuple[str, ...] = ()
