@@ -7,7 +7,7 @@ keeps at most twice that. `read_spans` is the other half: it yields every span o
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,12 @@ def _record(span: ReadableSpan) -> SpanRecord:
     )
 
 
+def _line(span: ReadableSpan) -> str:
+    record = _record(span)
+    # not asdict: its deep copy takes three times as long as all the rest, and the event loop waits for it
+    return json.dumps({name: getattr(record, name) for name in SpanRecord.__slots__}, default=str) + "\n"
+
+
 class SpanFileExporter(SpanExporter):
     """Appends finished spans to a file of this process."""
 
@@ -57,7 +63,7 @@ class SpanFileExporter(SpanExporter):
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Append the spans; a full disk is reported to the span processor and costs only the spans."""
-        lines = "".join(json.dumps(asdict(_record(span)), default=str) + "\n" for span in spans)
+        lines = "".join(map(_line, spans))
         try:
             if self._path.exists() and self._path.stat().st_size + len(lines) > MAX_BYTES:
                 self._path.replace(self._path.with_suffix(".jsonl.1"))
