@@ -12,8 +12,8 @@ EMPTY = (b"", b"", b"", b"", b"")
 
 def message(seq: int, entries: tuple[RequestEntry, ...] = (), removed: tuple[int, ...] = ()) -> ReportMessage:
     return ReportMessage(
-        seq, seq, 1.0, entries, removed, EMPTY, 90, 100, 16, 8, 1.5, 1, 0, 0, 0, 0, 64, ((10, 5, 2, 0, 30.0, 0.02),), 80.0,
-        None, (),
+        seq, seq, 1.0, entries, removed, EMPTY, 90, 100, 16, 8, 1.5, 1, 0, 0, 0, 0, 64,
+        ((10, 5, 2, 0, 30.0, 0.02),), 80.0, None, (),
     )  # fmt: skip
 
 
