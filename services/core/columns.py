@@ -12,6 +12,7 @@ from typing import NamedTuple, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from services.core.compiled import compiled
 from services.core.speculation import expected_tokens
 from services.core.view import Decoder, PlanSettings, Prefill
 
@@ -23,6 +24,7 @@ __all__ = [
     "Queue",
     "TierColumns",
     "columns_of",
+    "new_blocks",
     "queue_of",
     "tiers_of",
     "with_verified",
@@ -43,6 +45,40 @@ class OnTier(NamedTuple):
     tpots_s: list[float]  # the tightest TPOT of each tier; infinite on an empty one
 
 
+@compiled
+def _sum_up(tier: Ints, context: Ints, due_s: Floats, tpot_s: Floats) -> tuple[Ints, int, float, Ints, Floats]:
+    """The fields of `OnTier` but the number of rows."""
+    tiers = 0
+    for c in tier:
+        tiers = max(tiers, c + 1)
+    rows = np.empty(len(tier), np.int64)
+    numbers = np.zeros(tiers, np.int64)
+    tpots_s = np.full(tiers, np.inf)
+    found = 0
+    tokens = 0
+    earliest_s = np.inf
+    for row in range(len(tier)):
+        c = tier[row]
+        if c >= 0:
+            rows[found] = row
+            found += 1
+            tokens += context[row]
+            earliest_s = min(earliest_s, due_s[row])
+            numbers[c] += 1
+            tpots_s[c] = min(tpots_s[c], tpot_s[row])
+    return rows[:found], tokens, earliest_s, numbers, tpots_s
+
+
+@compiled
+def new_blocks(before: Ints, more: Ints, size: int) -> int:
+    """KV blocks of `size` tokens that requests of `before` tokens need for `more` others: for each, or one for all."""
+    blocks = 0
+    for row in range(len(before)):
+        after = before[row] + (more[row] if len(more) > 1 else more[0])
+        blocks += -(-after // size) + (-before[row] // size)
+    return blocks
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class DecoderColumns(Sequence[Decoder]):
     """Running requests, one column per field of `Decoder`; reads as a sequence of them."""
@@ -61,16 +97,10 @@ class DecoderColumns(Sequence[Decoder]):
         """Summary of the requests with a tier; made once."""
         found = self._on_tier
         if found is None:
-            rows = np.nonzero(self.tier >= 0)[0]
-            everything = len(rows) == len(self.ids)
-            context = self.context_tokens if everything else self.context_tokens[rows]
-            due = self.next_deadline_s if everything else self.next_deadline_s[rows]
-            tier = self.tier if everything else self.tier[rows]
-            numbers = np.bincount(tier)
-            tpots_s = np.full(len(numbers), np.inf)
-            np.minimum.at(tpots_s, tier, self.tpot_s if everything else self.tpot_s[rows])
-            due_s = float(due.min(initial=math.inf))
-            found = OnTier(rows, len(rows), int(context.sum()), due_s, numbers.tolist(), tpots_s.tolist())
+            rows, context, due_s, numbers, tpots_s = _sum_up(
+                self.tier, self.context_tokens, self.next_deadline_s, self.tpot_s
+            )
+            found = OnTier(rows, len(rows), context, due_s, numbers.tolist(), tpots_s.tolist())
             object.__setattr__(self, "_on_tier", found)
         return found
 
@@ -161,6 +191,8 @@ def tiers_of(columns: DecoderColumns, prefills: Sequence[Prefill], settings: Pla
 
 def with_verified(tpot: Floats, settings: PlanSettings) -> TierColumns:
     """Tiers of these TPOTs, with the tokens that `settings` verify and expect."""
+    if not settings.verify_tokens:
+        return TierColumns(tpot, np.ones(len(tpot), np.int64), np.ones(len(tpot)))
     verify = [settings.verify(tier) for tier in range(len(tpot))]
     gain = [expected_tokens(verified, settings.acceptance_rate(tier)) for tier, verified in enumerate(verify)]
     return TierColumns(tpot, np.array(verify, np.int64), np.array(gain))

@@ -7,7 +7,7 @@ import numpy as np
 
 from services.core import simulate as sim
 from services.core.batch_plan import BatchLimit, BatchPlan, Chunk
-from services.core.columns import DecoderColumns, Ints, TierColumns
+from services.core.columns import DecoderColumns, Ints, TierColumns, new_blocks
 from services.core.compiled import seconds
 from services.core.prefill_work import chunk_within, work
 from services.core.problem import EPS_S
@@ -60,7 +60,8 @@ class Filling:
         self.context = columns.on_tier.context_tokens
         self.due_s = columns.on_tier.due_s
         before = columns.context_tokens if all_on_tier else columns.context_tokens[on_tier]
-        self.free_blocks = view.free_blocks - self._new_blocks(before, 1 if verify is None else verify)
+        more = np.ones(1, np.int64) if verify is None else verify
+        self.free_blocks = view.free_blocks - new_blocks(before, more, view.block_size)
         self.missing_blocks = max(0, -self.free_blocks)
         self.seats = view.max_num_seqs - len(columns) - len(skipped_ids) - sum(p.started for p in view.prefills)
 
@@ -143,11 +144,6 @@ class Filling:
         self.seats -= not prefill.started
         self._take(tokens, prefill.computed_tokens, prefill.computed_tokens)
         return Chunk(prefill.id, tokens)
-
-    def _new_blocks(self, before: Ints, verify: Ints | int) -> int:
-        """KV blocks that decoders of `before` tokens need for their next ones."""
-        size = self.view.block_size
-        return int((-(-(before + verify) // size) + (-before // size)).sum())
 
     def _room(self, limit_s: float, context: int, before: int) -> int:
         """Tokens of a request of `context` that still fit; of a prefill, `before` others are computed already."""
