@@ -14,11 +14,12 @@ __all__ = ["OnlineCorrection"]
 
 _FORGET = 0.99  # of what is known, kept per batch
 _PRIOR = 0.2
+_AT_FIRST = 2.0  # more of it, forgotten like batches: the first ones after a start are cold and say little
 _LEAST_SCALE = 0.1
 _OUTLIER = 4.0  # times what was expected: a paused process
 _LONGEST_KEPT = 1 - 1 / 4096  # of the longest batch so far, per batch
 _QUANTILE = 0.95
-_RESIDUAL_SHARE = 0.02  # of a new residual in the typical one
+_RESIDUAL_SHARE = 0.05  # of a new residual in the typical one
 _MARGIN_STEP = 0.2  # of the typical residual: long batches may be rare
 
 
@@ -39,14 +40,14 @@ class OnlineCorrection:
     margin_s: float = field(init=False)
     steps: int = field(default=0, init=False)
     _fixed_s: float = field(init=False)
-    _normal: tuple[float, float, float] = field(default=(0.0, 0.0, 0.0), init=False)
-    _seen: tuple[float, float] = field(default=(0.0, 0.0), init=False)
+    _normal: tuple[float, float, float] = field(default=(_AT_FIRST, 0.0, _AT_FIRST), init=False)
+    _seen: tuple[float, float] = field(default=(_AT_FIRST, 0.0), init=False)
     _longest_s: float = field(default=0.0, init=False)
-    _long_steps: int = field(default=0, init=False)
-    _spread_s: float = field(default=0.0, init=False)
+    _spread_s: float = field(init=False)
 
     def __post_init__(self) -> None:
         self.margin_s = self.model.margin_s
+        self._spread_s = self.model.margin_s / 2  # the mean deviation where 95 % stay below the margin
         self._fixed_s = max(1e-6, self.model.seconds(BatchShape(0)))
 
     def observe(self, shape: BatchShape, observed_s: float) -> None:
@@ -90,9 +91,7 @@ class OnlineCorrection:
         self.offset_s = max(-self.scale, (yz * xx - xz * xy) / determinant) * self._fixed_s
 
     def _learn_margin(self, residual_s: float) -> None:
-        self._long_steps += 1
-        share = max(_RESIDUAL_SHARE, 1.0 / self._long_steps)
-        self._spread_s += share * (abs(residual_s) - self._spread_s)
-        step_s = max(self._spread_s, 1e-6) * max(_MARGIN_STEP, share)
+        self._spread_s += _RESIDUAL_SHARE * (abs(residual_s) - self._spread_s)
+        step_s = max(self._spread_s, 1e-6) * _MARGIN_STEP
         up = residual_s > self.margin_s
         self.margin_s = max(0.0, self.margin_s + step_s * (_QUANTILE if up else _QUANTILE - 1.0))

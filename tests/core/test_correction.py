@@ -78,6 +78,16 @@ def test_one_paused_step_does_not_ruin_the_correction() -> None:
     assert correction.steps == 501
 
 
+def test_a_cold_first_batch_is_not_believed_and_several_are() -> None:
+    correction = OnlineCorrection(MODEL)
+    correction.observe(LONG, 2.5 * MODEL.seconds(LONG))
+    assert correction.applied().seconds(LONG) < 1.6 * MODEL.seconds(LONG)
+    assert correction.margin_s < 3 * MODEL.margin_s
+    for _ in range(12):
+        correction.observe(LONG, 2.5 * MODEL.seconds(LONG))
+    assert correction.applied().seconds(LONG) > 2.1 * MODEL.seconds(LONG)
+
+
 def test_a_faster_machine_never_gets_negative_coefficients() -> None:
     correction = OnlineCorrection(MODEL)
     for _ in range(300):

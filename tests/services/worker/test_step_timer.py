@@ -58,11 +58,11 @@ def test_a_slower_machine_is_learnt_and_published() -> None:
 
 def test_a_replica_that_starts_on_a_busy_machine_is_known_to_be_slow_after_a_few_batches() -> None:
     timer = StepTimer(MODEL)
-    for step in range(3):
+    for step in range(10):
         timer.started(step * 1.0, BatchShape(100))
         timer.completed(step * 1.0 + 2 * MODEL.seconds(BatchShape(100)))
     assert timer.model is not None
-    assert timer.model.seconds(BatchShape(100)) > 1.7 * MODEL.seconds(BatchShape(100))
+    assert timer.model.seconds(BatchShape(100)) > 1.6 * MODEL.seconds(BatchShape(100))
 
 
 def test_the_fitted_margin_holds_until_observations_say_otherwise() -> None:
