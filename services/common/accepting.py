@@ -74,13 +74,14 @@ class Acceptors:
                 self._accepting.add(task)
                 task.add_done_callback(self._over)
 
-    async def ended(self) -> None:
+    async def ended(self, timeout_s: float) -> None:
         """Return when nothing is accepted any more; the core lets go of them once its server is told to stop.
 
-        They are never cancelled: the core would write the next call where none is expected any more.
+        They are never cancelled: the core would write the next call where none is expected any more. Where calls that
+        will not end keep the core from it, they are left behind after `timeout_s` seconds.
         """
         if self._accepting:
-            await asyncio.wait(tuple(self._accepting))
+            await asyncio.wait(tuple(self._accepting), timeout=timeout_s)
 
     async def _accept(self, method: str, resolver: Any) -> None:
         loop = asyncio.get_running_loop()

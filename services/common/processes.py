@@ -21,8 +21,6 @@ __all__ = ["announce", "run_service"]
 EXIT_CONFIG = 2
 EXIT_UNAVAILABLE = 3
 
-_COLLECT_AFTER = 10_000  # more objects made than freed
-
 S = TypeVar("S", bound=ServiceSettings)
 
 
@@ -30,12 +28,10 @@ def announce(service: str, host: str, port: int) -> None:
     """Tell whoever started the process that it serves now: one line on stdout.
 
     What start-up allocated stays for good: it is taken out of the collector's sight, so that a full collection costs
-    what the requests made and nobody's token waits for a walk over all modules. Streams make many thousand objects a
-    second that go without the collector: it looks less often than after its 700.
+    what the requests made and nobody's token waits for a walk over all modules.
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(_COLLECT_AFTER)
     print(f"{service} ready on {host}:{port}", flush=True)
 
 

@@ -213,7 +213,7 @@ class RpcServer:
             await asyncio.wait_for(self.grpc.stop(grace_s), grace_s + _STUBBORN_S)
         except TimeoutError:
             _log.warning("calls that were told to end have not after %.0f s", grace_s + _STUBBORN_S)
-        await self._acceptors.ended()
+        await self._acceptors.ended(_STUBBORN_S)
 
 
 def open_channel(address: str, *, traced: bool = True) -> grpc.aio.Channel:
