@@ -156,7 +156,16 @@ class Worker:
         return await asyncio.shield(self._draining)
 
     async def stop(self) -> None:
-        """Leave the fleet and stop everything. What still runs is left to other replicas."""
+        """Leave the fleet and stop everything. What still runs is left to other replicas.
+
+        The engine is stopped even where this is cancelled: the process could not end while its engine lives.
+        """
+        try:
+            await self._leave()
+        finally:
+            await self._engine.stop()
+
+    async def _leave(self) -> None:
         if self._generations is not None:
             await self._generations.abandon_all()
             await self._outbox.flush(_FLUSH_S)
@@ -167,7 +176,6 @@ class Worker:
         await self._server.stop(_FLUSH_S)
         if self._generations is not None:
             await self._generations.close()
-        await self._engine.stop()
 
     # Parts
 

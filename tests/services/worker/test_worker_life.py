@@ -274,3 +274,13 @@ async def test_attach_moves_a_running_request_to_another_admission_process(world
                 break
     assert got == [1001, 1002]
     assert world.listener.ids[unique] == [1000, 1001]
+
+
+async def test_a_stop_that_is_cancelled_stops_the_engine_all_the_same(world: World, unique: str) -> None:
+    await world.submit(world.request(unique))
+    await world.engine.until_running(unique)
+    stopping = asyncio.create_task(world.worker.stop())
+    asyncio.get_running_loop().call_soon(stopping.cancel)  # a second signal, while it is at it
+    with pytest.raises(asyncio.CancelledError):
+        await stopping
+    assert world.engine.stopped
