@@ -6,6 +6,7 @@ in such tokens (*work*), so that the roofline stays linear. The work of a prompt
 
 from services.core.columns import Floats
 from services.core.compiled import compiled, seconds, tokens_within
+from services.core.roofline import MAX_TOKENS
 
 __all__ = ["chunk_within", "work"]
 
@@ -34,7 +35,7 @@ def chunk_within(
     """
     if attention == 0.0:
         return tokens_within(coef, limit_s, context_tokens, requests, draft_steps) - int(used)
-    rest = float(1 << 30)
+    rest = float(MAX_TOKENS)
     for s in range(coef.shape[0]):
         left_s = limit_s - (coef[s, 1] * context_tokens + coef[s, 2] * requests + coef[s, 3] * draft_steps + coef[s, 4])
         if coef[s, 0] > 0.0:
