@@ -39,10 +39,11 @@ class BareEngine:
     async def __aenter__(self) -> Self:
         """Start the engine process."""
         from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
 
         prepare_environment(self._settings)
-        config = AsyncEngineArgs(**self._arguments()).create_engine_config()
+        config = AsyncEngineArgs(**self._arguments()).create_engine_config(UsageContext.OPENAI_API_SERVER)
         if self._settings.engine == "emulated" and self._settings.async_scheduling:
             config.scheduler_config.async_scheduling = True  # as the worker does
         self._llm = await asyncio.to_thread(AsyncLLM.from_vllm_config, config, disable_log_stats=True)

@@ -6,7 +6,7 @@ saw. `--saturate` measures throughput instead: everything at once, best effort o
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -156,9 +156,17 @@ async def _live(console: Console, settings: EngineSettings, file: ScenarioFile, 
 
 
 async def measure(
-    console: Console, side: Side, settings: EngineSettings, file: ScenarioFile, plan: Plan
+    console: Console,
+    side: Side,
+    settings: EngineSettings,
+    file: ScenarioFile,
+    plan: Plan,
+    on_point: Callable[[list[Measured]], object] = lambda _: None,
 ) -> tuple[list[Measured], list[float]]:
-    """Every load, every repetition, both systems in turn; which goes first alternates."""
+    """Every load, every repetition, both systems in turn; which goes first alternates.
+
+    `on_point` is called with all points so far after each.
+    """
     model = side.measured.model
     workload = build_workload(file, plan.scenario, model, index=plan.window, seed=plan.seed, traces=plan.traces)
     scale = replace(plan.scale, context_tokens=side.measured.max_model_len)
@@ -188,6 +196,7 @@ async def measure(
                 kept = side.services.kept_by_service if target.promises else None
                 told = None if kept is None else (sum(kept), len(kept))
                 points.append(Measured(target.name, rate, repetition, outcome, done, told))
+                on_point(points)
                 if not console.is_terminal:  # where no progress bar is drawn
                     console.print(
                         f"{target.name} at {rate:.2f}/s: met {outcome.attainment:.3f}, kept {outcome.kept:.3f}"

@@ -1,5 +1,6 @@
 """The two systems of a live benchmark, started side by side: the full stack, and plain vLLM with the same engine."""
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from services.common.wire import perf_model_from_wire
 from services.core.presets import Preset
 from services.worker.engine_settings import EngineSettings
 
-__all__ = ["Side", "engine_environment", "sides", "write_catalogue"]
+__all__ = ["Side", "engine_environment", "profile_of", "sides", "write_catalogue"]
 
 _VOCAB_SIZE = 4096
 _NEVER = "(stages end by their recorded lengths)"  # no token of any vocabulary
@@ -62,6 +63,15 @@ async def sides(
         yield Side(BareTarget(bare), ServicesTarget(channel), stack, measured, r2_heldout)
 
 
+async def profile_of(stack: LocalStack) -> worker_pb2.ProfileResponse:
+    """The batches that the worker's performance model was fitted to."""
+    async with open_channel(stack.addresses.worker[0], traced=False) as channel:
+        answer: worker_pb2.ProfileResponse = await worker_pb2_grpc.WorkerStub(channel).Profile(
+            worker_pb2.ProfileRequest()
+        )
+    return answer
+
+
 def engine_environment(engine: EngineSettings) -> dict[str, str]:
     """The worker's variables for these settings; what is not set is left to it."""
     named = {
@@ -79,6 +89,7 @@ def engine_environment(engine: EngineSettings) -> dict[str, str]:
         "SLOS_WEIGHTS": engine.weights,
         "SLOS_ASYNC_SCHEDULING": asynchronous,
         "SLOS_PROFILE_S": f"{engine.profile_s:g}",
+        "SLOS_ENGINE_ARGS": json.dumps(dict(engine.extra)),
         **{name: str(value) for name, value in named.items() if value is not None},
     }
 

@@ -23,6 +23,8 @@ _MIN_SAMPLES = 8
 _ROUNDS = 30
 _CLEARLY_BETTER = 0.97
 _FLAT = 1e-12
+_SEARCHED = range(-12, 4)  # powers of two
+_NARROWED = 6  # times by a third
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +70,7 @@ def fit(samples: Sequence[Sample], *, margin_quantile: float = 0.95, heldout_eve
     held[order[heldout_every // 2 :: heldout_every]] = True
     attention = _fit_attention(x[~held], y[~held], attended[~held])
     x[:, 0] += attention * attended
-    one = _fit_one(x[~held], y[~held])
-    two = _fit_two(x[~held], y[~held], one)
+    one, two = _fit_both(x[~held], y[~held])
     best = one
     if two is not None and _error(two, x[held], y[held]) < _CLEARLY_BETTER * _error(one, x[held], y[held]):
         best = two
@@ -91,13 +92,40 @@ def _design(samples: Sequence[Sample]) -> tuple[Floats, Floats, Floats]:
 def _fit_attention(x: Floats, y: Floats, attended: Floats) -> float:
     """What a token before a prompt token adds to its cost, as a share of its own; one value for all segments.
 
-    One segment with a column of its own for attended pairs gives it; 0 where no prompt was long enough to tell.
+    One segment with a column of its own for attended pairs gives it where one segment is enough. Where it is not, what
+    that segment leaves out looks like attention: then the value is searched for with which two segments fit best.
+    0 where no prompt was long enough to tell.
     """
     if not attended.any():
         return 0.0
     weight = 1.0 / (y + float(np.median(y)))
     row = solve_nnls(np.column_stack((x, attended)) * weight[:, None], y * weight)
-    return float(row[-1] / row[0]) if row[0] > _FLAT else 0.0
+    alone = float(row[-1] / row[0]) if row[0] > _FLAT else 0.0
+
+    def error(attention: float) -> float:
+        work = x.copy()
+        work[:, 0] += attention * attended
+        one, two = _fit_both(work, y)
+        return min(_error(rows, work, y) for rows in (one, two) if rows is not None)
+
+    dearest = float(x[:, 0].max()) / float(attended.max())  # with it, attention is half of such a batch
+    candidates = [0.0, alone, *(dearest * 2.0**power for power in _SEARCHED)]
+    errors = [error(candidate) for candidate in candidates]
+    found = candidates[int(np.argmin(errors))]
+    low, high = found / 2, found * 2
+    for _ in range(_NARROWED if found else 0):
+        third = (high / low) ** (1 / 3)
+        low, high = (low, high / third) if error(low * third) < error(high / third) else (low * third, high)
+    narrowed = float(np.sqrt(low * high))
+    if error(narrowed) < min(errors):
+        found = narrowed
+    return found if error(found) < _CLEARLY_BETTER * errors[0] else 0.0
+
+
+def _fit_both(x: Floats, y: Floats) -> tuple[Floats, Floats | None]:
+    """One segment, and two where there are samples enough for them."""
+    one = _fit_one(x, y)
+    return one, _fit_two(x, y, one)
 
 
 def _fit_one(x: Floats, y: Floats) -> Floats:

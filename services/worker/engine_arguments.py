@@ -26,7 +26,7 @@ _NGRAM_MIN, _NGRAM_MAX = 2, 5  # tokens that must match for a draft
 
 
 def vllm_arguments(settings: EngineSettings, hook: HookConfig, on_cpu: bool) -> dict[str, Any]:
-    """Arguments that run the model itself."""
+    """Arguments that run the model itself; the settings' own extra ones have the last word."""
     arguments = _common(settings, hook)
     arguments.update(dtype=settings.dtype, load_format=settings.weights, async_scheduling=settings.async_scheduling)
     if settings.kv_blocks is not None:
@@ -42,7 +42,7 @@ def vllm_arguments(settings: EngineSettings, hook: HookConfig, on_cpu: bool) -> 
         )
     elif settings.gpu_memory_share is not None:
         arguments["gpu_memory_utilization"] = settings.gpu_memory_share
-    return arguments
+    return arguments | dict(settings.extra)
 
 
 def emulated_arguments(settings: EngineSettings, hook: HookConfig, preset: Preset) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """What an engine is started with."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from services.core.admission import Policy
 from services.core.best_effort import BEST_EFFORT_PATIENCE_S
@@ -29,6 +30,7 @@ class EngineSettings:
     kv_cache_gib: memory for the KV cache of a CPU engine.
     gpu_memory_share: share of a GPU's memory for weights and KV cache.
     async_scheduling: two batches in flight; None is vLLM's own choice (off on CPU), the emulated engine's is off.
+    extra: engine arguments of vLLM's that have no setting here, by vLLM's names (`vllm` only).
     data_dir: where fitted profiles are kept.
     profile_s: about how long a replica without a cached profile measures itself.
     otlp_endpoint: where vLLM's own span of each request goes; None where nobody collects it. Costs vLLM's statistics.
@@ -58,6 +60,7 @@ class EngineSettings:
     gpu_memory_share: float | None = None
     async_scheduling: bool | None = None
     prefix_caching: bool = True
+    extra: Mapping[str, Any] = field(default_factory=dict)
     plan: PlanSettings = field(default_factory=PlanSettings)
     profile_s: float = 8.0
     otlp_endpoint: str | None = None

@@ -1,12 +1,14 @@
 """Measuring a replica at start: real batches of many shapes through the engine, and the fit over them."""
 
 import asyncio
+import json
+import logging
 import os
 import random
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import cycle
+from dataclasses import astuple, dataclass
+from itertools import cycle, groupby
 from typing import TYPE_CHECKING
 
 from services.core.fit import Sample, fit
@@ -29,7 +31,9 @@ if TYPE_CHECKING:
 
     from services.worker.vllm_engine import VllmEngine
 
-__all__ = ["Probe", "load_or_measure", "measure", "probes", "repeated", "warm_up_probes"]
+_log = logging.getLogger(__name__)
+
+__all__ = ["Probe", "load_or_measure", "measure", "probes", "repeated", "runs", "warm_up_probes"]
 
 _SEED = 1
 _STEPS = 4
@@ -77,6 +81,7 @@ async def load_or_measure(
         block_size=engine.info.block_size,
         max_batch_tokens=max_batch_tokens,
         draft_steps=settings.speculation_tokens,
+        extra=json.dumps(dict(settings.extra), sort_keys=True) if settings.extra else "",
     )
     vocabulary = int(config.model_config.get_vocab_size())
     kept = load_profile(key, settings.data_dir)
@@ -88,6 +93,12 @@ async def load_or_measure(
     profile = await measure(engine, vocabulary, settings.profile_s, max_batch_tokens, settings.speculation_tokens)
     if profile.r2_heldout >= _WORTH_KEEPING_R2:
         save_profile(key, profile, settings.data_dir)
+    else:
+        _log.warning(
+            "the performance model explains only %.0f %% of the variance of batch times: fewer promises will be made, "
+            "and more of them broken, until it has been corrected on line; `slosctl perf` shows the batches",
+            100 * max(0.0, profile.r2_heldout),
+        )
     return profile
 
 
@@ -108,19 +119,22 @@ async def measure(
     ran: list[Probe] = []
     with engine.watching(observer):
         await _warm_up(engine, vocabulary, max_batch_tokens, max_drafts, observer)
-        observer.samples.clear()
+        in_flight = 2 if engine.info.async_scheduling else 1
+        samples: list[Sample] = []
         start_s = time.monotonic()
-        for probe in probes(engine.info, max_batch_tokens, rng, max_drafts):
+        for probe in probes(engine.info, max_batch_tokens, rng, max_drafts, in_flight):
             ran.append(probe)
             for _ in range(_REPEATS):
-                await _run(engine, probe, rng, vocabulary, observer)
-            if time.monotonic() >= start_s + seconds and len(repeated(observer.samples)) >= _ENOUGH:
+                batches = await _run(engine, probe, rng, vocabulary, observer)
+                samples += batches if in_flight == 1 else runs(batches)
+            if time.monotonic() >= start_s + seconds and len(repeated(samples)) >= _ENOUGH:
                 break
-        profile = _fitted(observer.samples)
+        profile = _fitted(samples)
         while profile.r2_heldout < _GOOD_R2 and time.monotonic() < start_s + _PATIENCE * seconds:
             for probe in ran:
-                await _run(engine, probe, rng, vocabulary, observer)
-            profile = _fitted(observer.samples)
+                batches = await _run(engine, probe, rng, vocabulary, observer)
+                samples += batches if in_flight == 1 else runs(batches)
+            profile = _fitted(samples)
     return profile
 
 
@@ -149,6 +163,24 @@ def repeated(samples: Sequence[Sample]) -> list[Sample]:
     return [Sample(shape, min(seconds)) for shape, seconds in times.items() if len(seconds) >= _REPEATS]
 
 
+def runs(batches: Sequence[Sample]) -> list[Sample]:
+    """Of one probe's batches, in order: one sample for its prefill and one for its decoding, the mean batch of each.
+
+    With two batches in flight a batch is seen to end no earlier than the next one has been launched. Where launching
+    takes longer than computing, a batch's own time is charged to the one before it; that of a run of like ones is
+    right.
+    """
+    found = []
+    for _, group in groupby(batches, key=lambda sample: sample.shape.attended > 0):
+        run = list(group)
+        tokens, context, requests, drafts, pairs = (
+            sum(values) / len(run) for values in zip(*(astuple(sample.shape) for sample in run), strict=True)
+        )
+        shape = BatchShape(round(tokens), round(context), round(requests), round(drafts), pairs)
+        found.append(Sample(shape, sum(sample.seconds for sample in run) / len(run)))
+    return found
+
+
 class _Observer:
     """Collects batches from reports, and lets a probe wait for the engine to be as it needs it."""
 
@@ -161,6 +193,11 @@ class _Observer:
         self.samples.extend(Sample(shape, took_s) for shape, took_s in report.batches)
         self._ended += len(report.removed_ids)
         self._changed.set()
+
+    def take(self) -> list[Sample]:
+        """The batches reported since the last call, in order."""
+        taken, self.samples = self.samples, []
+        return taken
 
     async def ended(self, requests: int) -> None:
         """Return once this many more requests were reported gone, their last batch with them."""
@@ -181,9 +218,14 @@ def warm_up_probes(info: EngineInfo, max_batch_tokens: int, max_drafts: int = 0)
         yield Probe(1, _DRAFTED_PROMPT, max_batch_tokens, _STEPS, max_drafts)
 
 
-def probes(info: EngineInfo, max_batch_tokens: int, rng: random.Random, max_drafts: int = 0) -> Iterator[Probe]:
-    """Probes without end: batch sizes spread evenly, every other one on a logarithmic scale; requests on that scale."""
-    longest = _longest_prompt(info)
+def probes(
+    info: EngineInfo, max_batch_tokens: int, rng: random.Random, max_drafts: int = 0, in_flight: int = 1
+) -> Iterator[Probe]:
+    """Probes without end: batch sizes spread evenly, every other one on a logarithmic scale; requests on that scale.
+
+    With two batches `in_flight` decoding takes twice as many steps, of which the last is not observed.
+    """
+    longest = _longest_prompt(info, in_flight)
     for index, logarithmic in enumerate(cycle((True, False))):
         if max_drafts and index % 3 == 2:
             yield _drafting(info, max_batch_tokens, rng, max_drafts)
@@ -196,7 +238,7 @@ def probes(info: EngineInfo, max_batch_tokens: int, rng: random.Random, max_draf
         if rng.random() < _LONG_SHARE:
             requests = round(_LONG_REQUESTS ** rng.random())
             prompt_tokens = round(budget * rng.uniform(1.0, 4.0) / requests)
-        yield Probe(requests, max(4, min(longest, prompt_tokens)), max(budget, requests), _STEPS)
+        yield Probe(requests, max(4, min(longest, prompt_tokens)), max(budget, requests), _STEPS * in_flight)
 
 
 def _drafting(info: EngineInfo, max_batch_tokens: int, rng: random.Random, max_drafts: int) -> Probe:
@@ -208,12 +250,14 @@ def _drafting(info: EngineInfo, max_batch_tokens: int, rng: random.Random, max_d
     return Probe(requests, prompt_tokens, max_batch_tokens, _STEPS, drafts)
 
 
-def _longest_prompt(info: EngineInfo) -> int:
-    return info.max_model_len - _STEPS - 1
+def _longest_prompt(info: EngineInfo, in_flight: int = 1) -> int:
+    return info.max_model_len - _STEPS * in_flight - 1
 
 
-async def _run(engine: "VllmEngine", probe: Probe, rng: random.Random, vocabulary: int, observer: _Observer) -> None:
-    """Run one probe to its end; the last batch is reported before this returns.
+async def _run(
+    engine: "VllmEngine", probe: Probe, rng: random.Random, vocabulary: int, observer: _Observer
+) -> list[Sample]:
+    """Run one probe to its end; its batches.
 
     Nothing runs until all its requests are in the engine, so that taking them in is not measured.
     """
@@ -226,3 +270,4 @@ async def _run(engine: "VllmEngine", probe: Probe, rng: random.Random, vocabular
             tasks.create_task(engine.run_probe(f"probe-{index}", prompt, probe.steps, terms))
     async with asyncio.timeout(_PROBE_TIMEOUT_S):
         await observer.ended(probe.requests)
+    return observer.take()

@@ -41,6 +41,7 @@ class ProfileKey:
     block_size: int
     max_batch_tokens: int
     draft_steps: int = 0  # the most drafts that the engine verifies per step
+    extra: str = ""  # further engine arguments, as JSON
 
     def path(self, data_dir: Path) -> Path:
         """Where this profile lives."""

@@ -1,8 +1,9 @@
 """What a worker process is told."""
 
+import json
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, JsonValue, ValidationInfo, field_validator
 from pydantic_settings import NoDecode
 
 from services.common.config import ServiceSettings
@@ -14,6 +15,7 @@ from services.core.speculation import MAX_VERIFY_TOKENS
 from services.core.verdict import EARLY_PROMPT_TOKENS
 from services.core.view import EARLY_SPEND, PlanSettings
 from services.worker.engine_settings import EngineSettings
+from services.worker.extra_arguments import check_extra_arguments
 from services.worker.hook_config import ATTAINMENT_FLOOR
 
 __all__ = ["WorkerSettings"]
@@ -34,6 +36,8 @@ class WorkerSettings(ServiceSettings):
         engine, the model or the preset.
     kv_cache_gib: memory for the KV cache of a CPU engine; 0 leaves the choice to the engine.
     gpu_memory_share: share of a GPU's memory for weights and KV cache; 0 leaves the choice to the engine.
+    engine_args: vLLM's own engine arguments as a JSON object, by vLLM's names; those that a setting here stands for
+        are refused (`vllm` only).
     weights: `dummy` runs the model's shape with random values, for measurements (`vllm` only).
     async_scheduling: two batches in flight; `auto` is the engine's own choice, and off with `speculation`.
     profile_s: about how long a replica without a cached profile measures itself.
@@ -64,6 +68,7 @@ class WorkerSettings(ServiceSettings):
     max_num_seqs: Annotated[int, Field(ge=0, le=8192)] = 0
     max_model_len: Annotated[int, Field(ge=0)] = 0
     max_batch_tokens: Annotated[int, Field(ge=0, le=131072)] = 0
+    engine_args: Annotated[dict[str, JsonValue], NoDecode] = Field(default_factory=dict)
     weights: Literal["auto", "dummy"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     cpu_threads: Annotated[int, Field(ge=0, le=1024)] = 0
@@ -110,6 +115,22 @@ class WorkerSettings(ServiceSettings):
             raise ValueError(f"preset {value!r} is unknown; known: {', '.join(known)}")
         return value
 
+    @field_validator("engine_args", mode="before")
+    @classmethod
+    def _json_object(cls, value: object) -> object:
+        try:
+            return json.loads(value) if isinstance(value, str) else value
+        except json.JSONDecodeError as error:
+            raise ValueError(f"not JSON: {error}") from None
+
+    @field_validator("engine_args")
+    @classmethod
+    def _free_arguments(cls, value: dict[str, JsonValue], info: ValidationInfo) -> dict[str, JsonValue]:
+        if value and info.data.get("engine") == "emulated":
+            raise ValueError("the emulated engine has no use for vLLM's arguments")
+        check_extra_arguments(value)
+        return value
+
     @field_validator("speculation")
     @classmethod
     def _one_batch_in_flight(cls, value: str, info: ValidationInfo) -> str:
@@ -136,6 +157,7 @@ class WorkerSettings(ServiceSettings):
             cpu_threads=self.cpu_threads or None,
             kv_cache_gib=self.kv_cache_gib or None,
             gpu_memory_share=self.gpu_memory_share or None,
+            extra=self.engine_args,
             async_scheduling=self._async_scheduling,
             profile_s=self.profile_s,
             otlp_endpoint=traces_endpoint(),

@@ -27,7 +27,10 @@ class StepTimer:
 
     A batch lasts from the completion of the one before it, or from its own start on an engine that was idle: the time
     the scheduler and the output path take between two batches is part of what a deadline sees, so it is part of the
-    model.
+    model. An empty batch takes no time: the one after it counts from its own start, also where the empty one was only
+    seen to end once the next had been launched. With two batches in flight the last one before the engine falls idle
+    is not observed: nothing was scheduled while it ran, so that it seems shorter than it is where the host takes
+    longer than the device.
 
     The margin of `model` is that of the batch times plus the spread of the delivery: a mean TPOT is judged from the
     first token that a client is sent to the last, and the last may take longer on its way.
@@ -41,6 +44,8 @@ class StepTimer:
         self._in_flight: deque[_InFlight] = deque()
         self._completed_s = float("-inf")
         self._busy = False
+        self._launched = False  # since the last completion
+        self._after_empty = False
         self._published = model
         self._observed: list[tuple[int, int, int, int, float, float]] = []
         self._changed = False
@@ -67,15 +72,18 @@ class StepTimer:
         """A batch was scheduled; when it is expected to complete."""
         predicted_s = self.model.seconds(shape) if shape is not None and self.model is not None else 0.0
         self._in_flight.append(_InFlight(shape, now_s, predicted_s))
+        self._launched = self._launched or shape is not None
         self.free_at_s = max(now_s, self.free_at_s) + predicted_s
         return self.free_at_s
 
     def completed(self, now_s: float) -> None:
         """The oldest batch in flight is done."""
         batch = self._in_flight.popleft()
-        if batch.shape is not None:
-            seconds = now_s - (self._completed_s if self._busy else batch.started_s)
+        if batch.shape is not None and self._launched:
+            seconds = now_s - (self._completed_s if self._busy and not self._after_empty else batch.started_s)
             self._observe(batch, seconds)
+        self._launched = False
+        self._after_empty = batch.shape is None
         self._completed_s = now_s
         self.free_at_s = now_s + sum(later.predicted_s for later in self._in_flight)
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from services.core.perf_model import PerfModel
@@ -12,6 +13,7 @@ from services.worker.engine_api import EngineEnd, EngineInfo, EngineOutput, Engi
 from services.worker.engine_arguments import emulated_arguments, engine_info, special_ids_of, vllm_arguments
 from services.worker.engine_environment import keep_freed_memory, prepare_environment
 from services.worker.engine_settings import EngineSettings
+from services.worker.extra_arguments import check_known
 from services.worker.hook_config import EmulationTerms, HookConfig, model_terms
 from services.worker.hook_mirror import HookMirror
 from services.worker.link import Directive, ExpectPromises, LinkPath, Promote, Reforecast, SetCap, SetModel, WorkerEnd
@@ -179,9 +181,12 @@ class VllmEngine:
 
     async def _launch(self, arguments: dict[str, Any], force_async: bool) -> "VllmConfig":
         from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        config = AsyncEngineArgs(**arguments).create_engine_config()
+        check_known(arguments, (field.name for field in fields(AsyncEngineArgs)))
+        # a server's defaults, which are larger: on an H100, batches of 8192 tokens and 1024 sequences
+        config = AsyncEngineArgs(**arguments).create_engine_config(UsageContext.OPENAI_API_SERVER)
         if force_async:  # vLLM turns it off on CPU hosts, but the emulated device is no CPU
             config.scheduler_config.async_scheduling = True
         try:

@@ -51,6 +51,24 @@ def test_attention_within_long_prompts_is_found_and_zero_where_there_is_none() -
         assert result.model.attention == pytest.approx(truth.attention, rel=0.15, abs=5e-5)
 
 
+def test_what_a_gpu_leaves_flat_is_not_taken_for_attention() -> None:
+    """A roofline: decoding is bound by memory, prefill by arithmetic; one segment would bend with attention."""
+    truth = PerfModel((Segment(1e-9, k_ctx=3e-8, b=4.6e-3), Segment(2e-5, b=1e-3)), attention=5e-5)
+    rng = np.random.default_rng(3)
+    samples = []
+    for _ in range(60):
+        requests = int(rng.integers(1, 256))
+        samples.append(Sample(decoding := BatchShape(requests, 300 * requests, requests), truth.seconds(decoding)))
+        before, tokens = int(rng.choice((0, 0, 4000, 12000))), int(rng.integers(16, 8192))
+        chunk = BatchShape(tokens, before, 1, attended=attended(before, tokens))
+        samples.append(Sample(chunk, truth.seconds(chunk) * float(rng.normal(1, 0.02))))
+    result = fit(samples)
+    assert result.r2_heldout > 0.99
+    assert result.model.attention == pytest.approx(truth.attention, rel=0.3)
+    assert result.model.seconds(BatchShape(4000)) == pytest.approx(truth.seconds(BatchShape(4000)), rel=0.05)
+    assert result.model.seconds(BatchShape(32, 9600, 32)) == pytest.approx(4.9e-3, rel=0.1)
+
+
 def test_two_segments_are_found_where_there_are_two_and_one_where_there_is_one() -> None:
     by_name = {p.name: p.model for p in PRESETS}
     assert len(fit(sweep(by_name["r1-qwen-7b-a100"], noise=0.002)).model.segments) == 2

@@ -215,7 +215,8 @@ async def test_reports_follow_a_request_from_arrival_to_end(engine: VllmEngine) 
     assert said[-1].started
     assert said[-1].scheduled_at_s is not None
     batches = [shape for report in reports.seen for shape, _ in report.batches]
-    assert sum(shape.tokens for shape in batches) >= 100 + 29
+    last = 1 if engine.info.async_scheduling else 0  # of two batches in flight the last is not observed
+    assert sum(shape.tokens for shape in batches) >= 100 + 29 - last
     assert [report.step for report in reports.seen] == sorted(report.step for report in reports.seen)
 
 

@@ -10,7 +10,7 @@ import pytest
 from services.core.fit import Sample, fit
 from services.core.perf_model import BatchShape, PerfModel, Segment
 from services.worker.engine_api import EngineInfo
-from services.worker.profile import probes, repeated, warm_up_probes
+from services.worker.profile import probes, repeated, runs, warm_up_probes
 from services.worker.profile_store import (
     ProfiledBatch,
     ProfileKey,
@@ -98,3 +98,19 @@ def test_an_engine_that_drafts_is_probed_with_every_number_of_drafts() -> None:
         assert probe.requests * (1 + probe.draft_steps) <= probe.budget <= 1024
         assert 1 <= probe.requests <= 32
         assert 16 <= probe.prompt_tokens <= 2048 - probe.steps * (1 + probe.draft_steps)
+
+
+def test_a_probe_with_two_batches_in_flight_gives_the_mean_batch_of_its_prefill_and_of_its_decoding() -> None:
+    """A chunk's launch is charged to the chunk before it: 44 and 4 ms are two chunks of 24 ms."""
+    chunks = [Sample(BatchShape(800, 0, 1, 0, 320_000.0), 0.044), Sample(BatchShape(800, 800, 1, 0, 960_000.0), 0.004)]
+    decodes = [Sample(BatchShape(1, 1600 + n, 1), 0.005) for n in range(3)]
+    assert runs([*chunks, *decodes]) == [
+        Sample(BatchShape(800, 400, 1, 0, 640_000.0), pytest.approx(0.024)),
+        Sample(BatchShape(1, 1601, 1), pytest.approx(0.005)),
+    ]
+
+
+def test_with_two_batches_in_flight_probes_decode_longer_and_still_fit() -> None:
+    for probe in islice(probes(INFO, 1024, random.Random(1), in_flight=2), 300):
+        assert probe.steps == 8
+        assert probe.prompt_tokens <= 2048 - probe.steps

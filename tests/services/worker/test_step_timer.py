@@ -110,3 +110,35 @@ def test_a_new_model_keeps_the_spread() -> None:
     timer.set_model(PerfModel(MODEL.segments, margin_s=0.001))
     assert timer.model is not None
     assert timer.model.margin_s == pytest.approx(0.005)
+
+
+def test_a_batch_after_an_empty_one_counts_from_its_own_start() -> None:
+    """Two in flight: the empty batch is seen to end only once the next has been launched, which takes its time."""
+    timer = StepTimer(MODEL)
+    timer.set_busy(True)  # requests wait to be taken in
+    timer.started(1.0, None)
+    timer.started(1.001, BatchShape(600))
+    timer.completed(1.041)  # the empty batch, after 40 ms of launching
+    timer.set_busy(True)
+    timer.started(1.042, BatchShape(1))
+    timer.completed(1.045)
+    assert [(row[0], row[5]) for row in timer.take_observed()] == [(600, pytest.approx(0.044))]
+
+
+def test_the_last_of_two_batches_in_flight_is_not_observed() -> None:
+    """Nothing is launched while it runs, so that a host slower than its device seems faster than it is."""
+    timer = StepTimer(MODEL)
+    timer.started(1.00, BatchShape(8))
+    timer.started(1.01, BatchShape(9))
+    timer.completed(1.02)
+    timer.set_busy(True)
+    timer.started(1.03, BatchShape(10))
+    timer.completed(1.04)
+    timer.started(1.05, None)
+    timer.completed(1.051)
+    assert [row[0] for row in timer.take_observed()] == [8, 9]
+    timer.completed(1.052)  # the empty one
+    timer.set_busy(False)
+    timer.started(2.0, BatchShape(11))
+    timer.completed(2.5)
+    assert [(row[0], row[5]) for row in timer.take_observed()] == [(11, 0.5)]

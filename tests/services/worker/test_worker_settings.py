@@ -1,6 +1,10 @@
 import pytest
 
 from services.common.config import ConfigError, load_settings
+from services.core.view import PlanSettings
+from services.worker.engine_arguments import vllm_arguments
+from services.worker.extra_arguments import check_known
+from services.worker.hook_config import HookConfig
 from services.worker.settings import WorkerSettings
 
 
@@ -54,3 +58,41 @@ def test_drafts_from_ngrams_need_one_batch_in_flight(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("SLOS_ASYNC_SCHEDULING", "on")
     with pytest.raises(ConfigError, match="SLOS_ASYNC_SCHEDULING must be off"):
         load_settings(WorkerSettings)
+
+
+def test_vllms_own_arguments_are_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLOS_ENGINE_ARGS", '{"tensor_parallel_size": 2, "quantization": "fp8"}')
+    settings = load_settings(WorkerSettings).engine_settings()
+    arguments = vllm_arguments(settings, HookConfig("ipc:///x", PlanSettings()), on_cpu=False)
+    assert (arguments["tensor_parallel_size"], arguments["quantization"]) == (2, "fp8")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ('{"scheduler_cls": "other.Scheduler"}', "scheduler_cls"),
+        ('{"max_model_len": 100}', "use SLOS_MAX_MODEL_LEN"),
+        ("[1]", "SLOS_ENGINE_ARGS"),
+        ("{", "SLOS_ENGINE_ARGS"),
+    ],
+)
+def test_arguments_that_would_be_in_the_way_are_refused(
+    monkeypatch: pytest.MonkeyPatch, arguments: str, why: str
+) -> None:
+    monkeypatch.setenv("SLOS_ENGINE_ARGS", arguments)
+    with pytest.raises(ConfigError, match=why):
+        load_settings(WorkerSettings)
+
+
+def test_the_emulated_engine_takes_no_arguments_of_vllms(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLOS_ENGINE", "emulated")
+    monkeypatch.setenv("SLOS_ENGINE_ARGS", '{"quantization": "fp8"}')
+    with pytest.raises(ConfigError, match=r"SLOS_ENGINE_ARGS.*emulated"):
+        load_settings(WorkerSettings)
+
+
+def test_arguments_that_vllm_does_not_have_are_named() -> None:
+    known = {"quantization", "tensor_parallel_size"}
+    check_known({"quantization": "fp8"}, known)
+    with pytest.raises(ValueError, match=r"no engine argument 'quantisation'"):
+        check_known({"quantisation": "fp8"}, known)
