@@ -15,6 +15,7 @@ __all__ = ["USUAL_LAG_S", "DeliveryLag"]
 USUAL_LAG_S = 0.005  # until some are measured
 _USUAL_SPREAD_S = 0.003
 _SPREAD_QUANTILE = 0.99  # batches end at decode deadlines all the time, so that few misses of it are many promises
+_SPREAD_HEADROOM = 1.5  # the tail is long, and milliseconds off the last of many tokens cost next to nothing
 _LARGEST_SHARE = 0.25  # of an SLO: a way that takes longer cannot be made up for by hurrying the engine
 
 
@@ -38,7 +39,7 @@ class DeliveryLag:
 
     def spread_s(self, tpot_s: float) -> float:
         """Seconds to keep in hand of every decode deadline of a request whose tightest TPOT is `tpot_s`."""
-        return min(self._spread.seconds(self._clock.now_s()), _LARGEST_SHARE * tpot_s)
+        return min(_SPREAD_HEADROOM * self._spread.seconds(self._clock.now_s()), _LARGEST_SHARE * tpot_s)
 
     def off_s(self, ttft_s: float) -> float:
         """Seconds to take off a first-token deadline that is `ttft_s` after the arrival."""
