@@ -23,8 +23,8 @@ from bench.interruptible import run_interruptible
 from bench.live import Plan, measure
 from bench.live_jobs import Scale
 from bench.live_report import Measured, attainment_plot, point_json, table
-from bench.live_saturate import Saturated, saturated_rounds
-from bench.live_stack import Side, profile_of, sides
+from bench.live_saturate import LOADS, Saturated, saturated_rounds
+from bench.live_stack import Side, measured_batches, sides
 from bench.model_shape import SHAPES, write_shape
 from bench.report_files import RESULTS, markdown_table, provenance, write_result
 from bench.scenario import SCENARIOS, ScenarioError, ScenarioFile, load_scenarios
@@ -41,7 +41,7 @@ __all__ = ["Hardware", "found_hardware", "main"]
 
 _EMULATED = "opt-6.7b-a100"
 _HALF = 0.45  # of the GPU's memory for each of the two engines
-_SATURATED = (512, 256, 128)  # requests, prompt tokens, output tokens of each
+_SATURATED = (512, 256, 128)  # requests, prompt tokens, output tokens of each, on a GPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,18 +214,18 @@ async def _run(console: Console, report: Report, file: ScenarioFile, saturated: 
     settings = report.settings
     async with sides(settings, file, settings.data_dir) as side:
         console.print(f"performance model fitted: held-out R2 {side.r2_heldout:.4f}")
-        profile = await profile_of(side.stack)
+        profile = await measured_batches(side.stack)
         if profile.profiled:
             report.results.mkdir(parents=True, exist_ok=True)
             save_picture(fit_view(profile), report.results / f"{report.stem}-fit.png")
         write = partial(report.write, side, profile)
-        write([])
         points, _ = await measure(console, side, settings, file, report.plan, write)
         rounds = None
         if saturated:
+            load = _SATURATED if report.hardware.gpu else LOADS[settings.engine]
             await side.stack.kill("planner-0")
             await asyncio.sleep(settings.lapse_s)  # after the last promise
-            rounds = await saturated_rounds(console, side, settings, file, report.plan.seed, *_SATURATED)
+            rounds = await saturated_rounds(console, side, settings, file, report.plan.seed, *load)
         text = write(points, rounds)
     console.print(text)
     console.print(f"written: {report.results / report.stem}.json, .md and .png")

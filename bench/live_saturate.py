@@ -23,9 +23,9 @@ from bench.scenario_jobs import Call, Job, Stage
 from services.core.slo import StageKind
 from services.worker.engine_settings import EngineSettings
 
-__all__ = ["Saturated", "saturate", "saturated_rounds"]
+__all__ = ["LOADS", "Saturated", "saturate", "saturated_rounds"]
 
-_LOADS = {"emulated": (192, 256, 128), "vllm": (96, 96, 96)}  # requests, prompt tokens, output tokens of each
+LOADS = {"emulated": (192, 256, 128), "vllm": (96, 96, 96)}  # requests, prompt tokens, output tokens of each
 _ROUNDS = 3
 _LONG_S = 600.0
 
@@ -74,14 +74,17 @@ class Saturated:
 async def saturate(console: Console, settings: EngineSettings, file: ScenarioFile, seed: int, results: Path) -> None:
     """Start both systems, run the rounds, and write the result."""
     async with sides(settings, file, settings.data_dir, planner=False) as side:
-        found = await saturated_rounds(console, side, settings, file, seed, *_LOADS[settings.engine])
+        found = await saturated_rounds(console, side, settings, file, seed, *LOADS[settings.engine])
     text = found.markdown(f"{settings.engine} {side.measured.name}")
     result: dict[str, Any] = {
         "kind": "saturate",
-        "settings": {"engine": settings.engine, "seed": seed, "async_scheduling": settings.async_scheduling},
+        "settings": {
+            "engine": settings.engine, "seed": seed, "requests": found.requests,
+            "async_scheduling": settings.async_scheduling,
+        },
         **found.as_json(),
         **provenance(side.measured),
-    }
+    }  # fmt: skip
     path = write_result(results, f"saturate-{settings.engine}-{side.measured.name}", result, text)
     console.print(text)
     console.print(f"written: {path} and .md")

@@ -19,7 +19,7 @@ from services.common.wire import perf_model_from_wire
 from services.core.presets import Preset
 from services.worker.engine_settings import EngineSettings
 
-__all__ = ["Side", "engine_environment", "profile_of", "sides", "write_catalogue"]
+__all__ = ["Side", "engine_environment", "measured_batches", "sides", "write_catalogue"]
 
 _VOCAB_SIZE = 4096
 _NEVER = "(stages end by their recorded lengths)"  # no token of any vocabulary
@@ -63,7 +63,7 @@ async def sides(
         yield Side(BareTarget(bare), ServicesTarget(channel), stack, measured, r2_heldout)
 
 
-async def profile_of(stack: LocalStack) -> worker_pb2.ProfileResponse:
+async def measured_batches(stack: LocalStack) -> worker_pb2.ProfileResponse:
     """The batches that the worker's performance model was fitted to."""
     async with open_channel(stack.addresses.worker[0], traced=False) as channel:
         answer: worker_pb2.ProfileResponse = await worker_pb2_grpc.WorkerStub(channel).Profile(

@@ -6,6 +6,7 @@ start (1 and 0) as strongly as one batch in a hundred or so, which decides betwe
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from services.core.perf_model import BatchShape, PerfModel, Segment
@@ -50,18 +51,25 @@ class OnlineCorrection:
         self._spread_s = self.model.margin_s / 2  # the mean deviation where 95 % stay below the margin
         self._fixed_s = max(1e-6, self.model.seconds(BatchShape(0)))
 
-    def observe(self, shape: BatchShape, observed_s: float) -> None:
-        """One finished batch. Beyond four times of what was expected (a paused process) it counts as four times."""
-        predicted_s = self.model.seconds(shape)
-        if predicted_s <= 0 or not math.isfinite(observed_s):
+    def observe(self, shapes: Sequence[BatchShape], observed_s: float) -> None:
+        """Batches that followed each other and took `observed_s` together; one, where each one's time is known.
+
+        Beyond four times of what was expected (a paused process) they count as four times. The residual of n together
+        is that of n independent ones, so that one of them has the square root of its n-th part.
+        """
+        count = len(shapes)
+        predicted = [self.model.seconds(shape) for shape in shapes]
+        mean_s, observed_s = sum(predicted) / count, observed_s / count
+        if mean_s <= 0 or not math.isfinite(observed_s):
             return
-        self.steps += 1
-        expected_s = self.scale * predicted_s + self.offset_s
-        observed_s = min(observed_s, _OUTLIER * expected_s)
-        self._follow(predicted_s, observed_s)
-        self._longest_s = max(predicted_s, self._longest_s * _LONGEST_KEPT)
-        if predicted_s >= self._longest_s / 2:
-            self._learn_margin(observed_s - self.scale * predicted_s - self.offset_s)
+        self.steps += count
+        observed_s = min(observed_s, _OUTLIER * (self.scale * mean_s + self.offset_s))
+        self._follow(mean_s, observed_s, count)
+        longest_s = max(predicted)
+        self._longest_s = max(longest_s, self._longest_s * _LONGEST_KEPT**count)
+        if longest_s >= self._longest_s / 2:
+            residual_s = observed_s - self.scale * mean_s - self.offset_s
+            self._learn_margin(residual_s * math.sqrt(count))
 
     def applied(self) -> PerfModel:
         """The model as it is observed to be now."""
@@ -77,14 +85,15 @@ class OnlineCorrection:
         )
         return PerfModel(segments, self.margin_s, self.model.r2, self.model.attention)
 
-    def _follow(self, predicted_s: float, observed_s: float) -> None:
-        """Least squares for (scale, offset as a share of an empty batch), by the normal equations."""
+    def _follow(self, predicted_s: float, observed_s: float, count: int) -> None:
+        """Least squares for (scale, offset as a share of an empty batch), by the normal equations; `count` alike."""
         whole_s = predicted_s + self._fixed_s
         x, y, z = predicted_s / whole_s, self._fixed_s / whole_s, observed_s / whole_s
         xx, xy, yy = self._normal
         xz, yz = self._seen
-        xx, xy, yy = self._normal = _FORGET * xx + x * x, _FORGET * xy + x * y, _FORGET * yy + y * y
-        xz, yz = self._seen = _FORGET * xz + x * z, _FORGET * yz + y * z
+        kept = _FORGET**count
+        xx, xy, yy = self._normal = kept * xx + count * x * x, kept * xy + count * x * y, kept * yy + count * y * y
+        xz, yz = self._seen = kept * xz + count * x * z, kept * yz + count * y * z
         xx, yy, xz = xx + _PRIOR, yy + _PRIOR, xz + _PRIOR
         determinant = xx * yy - xy * xy
         self.scale = max(_LEAST_SCALE, (xz * yy - yz * xy) / determinant)

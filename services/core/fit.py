@@ -92,9 +92,9 @@ def _design(samples: Sequence[Sample]) -> tuple[Floats, Floats, Floats]:
 def _fit_attention(x: Floats, y: Floats, attended: Floats) -> float:
     """What a token before a prompt token adds to its cost, as a share of its own; one value for all segments.
 
-    One segment with a column of its own for attended pairs gives it where one segment is enough. Where it is not, what
-    that segment leaves out looks like attention: then the value is searched for with which two segments fit best.
-    0 where no prompt was long enough to tell.
+    One segment with a column of its own for attended pairs gives it where a second one does not make the fit clearly
+    better. Where it does, what one leaves out looks like attention: then the value is searched for with which both
+    together fit best, and is 0 unless that is clearly better than none.
     """
     if not attended.any():
         return 0.0
@@ -102,12 +102,20 @@ def _fit_attention(x: Floats, y: Floats, attended: Floats) -> float:
     row = solve_nnls(np.column_stack((x, attended)) * weight[:, None], y * weight)
     alone = float(row[-1] / row[0]) if row[0] > _FLAT else 0.0
 
-    def error(attention: float) -> float:
+    def errors_with(attention: float) -> tuple[float, float]:
+        """Of one segment, and of two."""
         work = x.copy()
         work[:, 0] += attention * attended
         one, two = _fit_both(work, y)
-        return min(_error(rows, work, y) for rows in (one, two) if rows is not None)
+        error = _error(one, work, y)
+        return error, error if two is None else _error(two, work, y)
 
+    def error(attention: float) -> float:
+        return min(errors_with(attention))
+
+    of_one, of_two = errors_with(alone)
+    if of_two >= _CLEARLY_BETTER * of_one:
+        return alone
     dearest = float(x[:, 0].max()) / float(attended.max())  # with it, attention is half of such a batch
     candidates = [0.0, alone, *(dearest * 2.0**power for power in _SEARCHED)]
     errors = [error(candidate) for candidate in candidates]

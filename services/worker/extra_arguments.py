@@ -23,6 +23,11 @@ RESERVED_ARGUMENTS: Final[Mapping[str, str]] = {
     "gpu_memory_utilization": "use SLOS_GPU_MEMORY_SHARE",
     "async_scheduling": "use SLOS_ASYNC_SCHEDULING",
     "speculative_config": "use SLOS_SPECULATION",
+    "spec_method": "use SLOS_SPECULATION",
+    "spec_model": "use SLOS_SPECULATION",
+    "spec_tokens": "use SLOS_SPECULATION_TOKENS",
+    "kv_cache_memory_bytes": "use SLOS_KV_CACHE_GIB or SLOS_GPU_MEMORY_SHARE",
+    "max_num_scheduled_tokens": "the scheduler hook sets it step by step",
     "otlp_traces_endpoint": "use OTEL_EXPORTER_OTLP_ENDPOINT",
     "scheduler_cls": "the worker sets it",
     "scheduling_policy": "the worker sets it",
@@ -33,6 +38,7 @@ RESERVED_ARGUMENTS: Final[Mapping[str, str]] = {
     "pipeline_parallel_size": _NOT_WITH_HOOK,
     "data_parallel_size": "start a worker for each replica",
     "kv_transfer_config": _NOT_WITH_HOOK,
+    "kv_offloading_size": _NOT_WITH_HOOK,
     "runner": "the worker serves generation",
 }
 """Why each of these may not be given, by vLLM's name."""

@@ -42,6 +42,7 @@ class ProfileKey:
     max_batch_tokens: int
     draft_steps: int = 0  # the most drafts that the engine verifies per step
     extra: str = ""  # further engine arguments, as JSON
+    async_scheduling: bool = False
 
     def path(self, data_dir: Path) -> Path:
         """Where this profile lives."""

@@ -37,7 +37,7 @@ class WorkerSettings(ServiceSettings):
     kv_cache_gib: memory for the KV cache of a CPU engine; 0 leaves the choice to the engine.
     gpu_memory_share: share of a GPU's memory for weights and KV cache; 0 leaves the choice to the engine.
     engine_args: vLLM's own engine arguments as a JSON object, by vLLM's names; those that a setting here stands for
-        are refused (`vllm` only).
+        are refused, and empty is none (`vllm` only).
     weights: `dummy` runs the model's shape with random values, for measurements (`vllm` only).
     async_scheduling: two batches in flight; `auto` is the engine's own choice, and off with `speculation`.
     profile_s: about how long a replica without a cached profile measures itself.
@@ -119,7 +119,7 @@ class WorkerSettings(ServiceSettings):
     @classmethod
     def _json_object(cls, value: object) -> object:
         try:
-            return json.loads(value) if isinstance(value, str) else value
+            return json.loads(value or "{}") if isinstance(value, str) else value
         except json.JSONDecodeError as error:
             raise ValueError(f"not JSON: {error}") from None
 

@@ -9,6 +9,8 @@ from services.core.perf_model import BatchShape, PerfModel
 __all__ = ["StepTimer"]
 
 _CORRECT_EVERY = 16
+_LONGEST_STRETCH = 16  # batches
+_ALIKE = 0.25  # of the longer of two batches
 _PUBLISH_CHANGE = 0.02
 _COMPARED = (BatchShape(1), BatchShape(4096))
 _PUBLISH_MARGIN_S = 0.0005
@@ -27,10 +29,13 @@ class StepTimer:
 
     A batch lasts from the completion of the one before it, or from its own start on an engine that was idle: the time
     the scheduler and the output path take between two batches is part of what a deadline sees, so it is part of the
-    model. An empty batch takes no time: the one after it counts from its own start, also where the empty one was only
-    seen to end once the next had been launched. With two batches in flight the last one before the engine falls idle
-    is not observed: nothing was scheduled while it ran, so that it seems shorter than it is where the host takes
-    longer than the device.
+    model. An empty batch takes no time: the one after it counts from its own start.
+
+    With two batches in flight a completion is seen only once the next batch has been launched: where launching takes
+    long, that is charged to the batch before. What corrects the model are stretches of batches that end where the one
+    launched last is like the one they began with, so that as much was charged to them as was charged elsewhere. The
+    last batch before the engine falls idle is not observed: nothing was launched while it ran, so that it seems shorter
+    than it is.
 
     The margin of `model` is that of the batch times plus the spread of the delivery: a mean TPOT is judged from the
     first token that a client is sent to the last, and the last may take longer on its way.
@@ -45,6 +50,9 @@ class StepTimer:
         self._completed_s = float("-inf")
         self._busy = False
         self._launched = False  # since the last completion
+        self._stretch: list[BatchShape] = []
+        self._stretch_s = 0.0
+        self._corrected_at = 0  # batches
         self._after_empty = False
         self._published = model
         self._observed: list[tuple[int, int, int, int, float, float]] = []
@@ -79,13 +87,19 @@ class StepTimer:
     def completed(self, now_s: float) -> None:
         """The oldest batch in flight is done."""
         batch = self._in_flight.popleft()
-        if batch.shape is not None and self._launched:
-            seconds = now_s - (self._completed_s if self._busy and not self._after_empty else batch.started_s)
-            self._observe(batch, seconds)
+        from_start = not self._busy or self._after_empty
+        if batch.shape is not None and (self._launched or from_start):
+            seconds = now_s - (batch.started_s if from_start else self._completed_s)
+            self._observe(batch.shape, seconds)
+        if self._stretch and self._stretch_is_whole():
+            self._end_stretch()
         self._launched = False
         self._after_empty = batch.shape is None
         self._completed_s = now_s
         self.free_at_s = now_s + sum(later.predicted_s for later in self._in_flight)
+        if self._after_empty and self._in_flight:  # the next one runs since its start
+            ran_s = now_s - self._in_flight[0].started_s
+            self.free_at_s -= min(ran_s, self._in_flight[0].predicted_s)
 
     def set_busy(self, busy: bool) -> None:
         """Whether the engine goes straight on after the batch that just completed."""
@@ -103,17 +117,32 @@ class StepTimer:
         self._changed = False
         return self.model
 
-    def _observe(self, batch: _InFlight, seconds: float) -> None:
-        shape = batch.shape
-        if shape is None or seconds <= 0:
+    def _observe(self, shape: BatchShape, seconds: float) -> None:
+        if seconds <= 0:
             return
         self._observed.append(
             (shape.tokens, shape.context_tokens, shape.requests, shape.draft_steps, shape.attended, seconds)
         )
-        if self._correction is None:
+        self._stretch.append(shape)
+        self._stretch_s += seconds
+
+    def _stretch_is_whole(self) -> bool:
+        launched = next((later for later in self._in_flight if later.shape is not None), None)
+        if launched is None or len(self._stretch) >= _LONGEST_STRETCH or self.model is None:
+            return True
+        begun_s = self.model.seconds(self._stretch[0])
+        return abs(launched.predicted_s - begun_s) <= _ALIKE * max(launched.predicted_s, begun_s)
+
+    def _end_stretch(self) -> None:
+        """Correct the model by the batches since the last stretch."""
+        stretch, seconds = self._stretch, self._stretch_s
+        self._stretch, self._stretch_s = [], 0.0
+        if self._correction is None or not stretch:
             return
-        self._correction.observe(shape, seconds)
-        if self._correction.steps % _CORRECT_EVERY == 0 or self._correction.steps < _CORRECT_EVERY:
+        self._correction.observe(stretch, seconds)
+        steps = self._correction.steps
+        if steps < _CORRECT_EVERY or steps - self._corrected_at >= _CORRECT_EVERY:
+            self._corrected_at = steps
             self._correct()
 
     def _correct(self) -> None:

@@ -15,7 +15,7 @@ def test_a_slower_machine_and_its_noise_are_learnt() -> None:
     correction = OnlineCorrection(MODEL)
     for _ in range(1500):
         for shape in (SHORT, LONG):
-            correction.observe(shape, MODEL.seconds(shape) * 1.2 + float(rng.normal(0, 0.0005)))
+            correction.observe([shape], MODEL.seconds(shape) * 1.2 + float(rng.normal(0, 0.0005)))
     assert correction.scale == pytest.approx(1.2, rel=0.02)
     assert correction.offset_s == pytest.approx(0.0, abs=0.0003)
     assert correction.margin_s == pytest.approx(1.645 * 0.0005, rel=0.5)
@@ -28,7 +28,7 @@ def test_time_lost_between_batches_is_no_slower_machine() -> None:
     correction = OnlineCorrection(MODEL)
     for _ in range(300):
         for shape in (*[SHORT] * 10, LONG):
-            correction.observe(shape, MODEL.seconds(shape) + 0.003)
+            correction.observe([shape], MODEL.seconds(shape) + 0.003)
     assert correction.offset_s == pytest.approx(0.003, rel=0.1)
     for shape in (SHORT, LONG, BatchShape(400)):
         assert correction.applied().seconds(shape) == pytest.approx(MODEL.seconds(shape) + 0.003, rel=0.02)
@@ -37,7 +37,7 @@ def test_time_lost_between_batches_is_no_slower_machine() -> None:
 def test_while_all_batches_are_alike_they_are_predicted_right() -> None:
     correction = OnlineCorrection(MODEL)
     for _ in range(200):
-        correction.observe(SHORT, 2 * MODEL.seconds(SHORT))
+        correction.observe([SHORT], 2 * MODEL.seconds(SHORT))
     assert correction.applied().seconds(SHORT) == pytest.approx(2 * MODEL.seconds(SHORT), rel=0.02)
     assert 1 < correction.scale < 2
     assert correction.offset_s > 0
@@ -49,10 +49,10 @@ def test_the_margin_is_that_of_long_batches_however_many_short_ones_there_are() 
     exceeded = []
     for _ in range(400):
         for _ in range(30):
-            correction.observe(SHORT, MODEL.seconds(SHORT) + float(rng.normal(0, 0.0002)))
+            correction.observe([SHORT], MODEL.seconds(SHORT) + float(rng.normal(0, 0.0002)))
         observed_s = MODEL.seconds(LONG) + float(rng.normal(0, 0.004))
         exceeded.append(observed_s > correction.applied().seconds(LONG) + correction.margin_s)
-        correction.observe(LONG, observed_s)
+        correction.observe([LONG], observed_s)
     assert 0.004 < correction.margin_s < 0.012  # 1.645 x 4 ms = 6.6 ms
     assert 0.01 < np.mean(exceeded[50:]) < 0.12
 
@@ -61,36 +61,59 @@ def test_the_margin_follows_when_batches_become_short_for_good() -> None:
     rng = np.random.default_rng(5)
     correction = OnlineCorrection(MODEL)
     for _ in range(200):
-        correction.observe(LONG, MODEL.seconds(LONG) + float(rng.normal(0, 0.01)))
+        correction.observe([LONG], MODEL.seconds(LONG) + float(rng.normal(0, 0.01)))
     assert correction.margin_s > 0.01
     for _ in range(20_000):
-        correction.observe(SHORT, MODEL.seconds(SHORT) + float(rng.normal(0, 0.0005)))
+        correction.observe([SHORT], MODEL.seconds(SHORT) + float(rng.normal(0, 0.0005)))
     assert correction.margin_s < 0.0015
 
 
 def test_one_paused_step_does_not_ruin_the_correction() -> None:
     correction = OnlineCorrection(MODEL)
     for _ in range(500):
-        correction.observe(LONG, MODEL.seconds(LONG))
-    correction.observe(LONG, 60.0)
+        correction.observe([LONG], MODEL.seconds(LONG))
+    correction.observe([LONG], 60.0)
     assert correction.applied().seconds(LONG) < 1.1 * MODEL.seconds(LONG)
-    correction.observe(LONG, float("nan"))
+    correction.observe([LONG], float("nan"))
     assert correction.steps == 501
 
 
 def test_a_cold_first_batch_is_not_believed_and_several_are() -> None:
     correction = OnlineCorrection(MODEL)
-    correction.observe(LONG, 2.5 * MODEL.seconds(LONG))
+    correction.observe([LONG], 2.5 * MODEL.seconds(LONG))
     assert correction.applied().seconds(LONG) < 1.6 * MODEL.seconds(LONG)
     assert correction.margin_s < 3 * MODEL.margin_s
     for _ in range(12):
-        correction.observe(LONG, 2.5 * MODEL.seconds(LONG))
+        correction.observe([LONG], 2.5 * MODEL.seconds(LONG))
     assert correction.applied().seconds(LONG) > 2.1 * MODEL.seconds(LONG)
 
 
 def test_a_faster_machine_never_gets_negative_coefficients() -> None:
     correction = OnlineCorrection(MODEL)
     for _ in range(300):
-        correction.observe(SHORT, 1e-6)
-        correction.observe(LONG, 0.02)
+        correction.observe([SHORT], 1e-6)
+        correction.observe([LONG], 0.02)
     assert all(value >= 0 for row in correction.applied().rows for value in row)
+
+
+def test_batches_together_teach_what_each_would_have_taught_alone() -> None:
+    """Slower by a quarter and 2 ms per batch; stretches are of unlike batches, and now one prevails, now the other."""
+    alone, together = OnlineCorrection(MODEL), OnlineCorrection(MODEL)
+    for step in range(400):
+        stretch = [SHORT] * (step % 5) + [LONG] * (4 - step % 5)
+        seconds = [1.25 * MODEL.seconds(shape) + 0.002 for shape in stretch]
+        for shape, took_s in zip(stretch, seconds, strict=True):
+            alone.observe([shape], took_s)
+        together.observe(stretch, sum(seconds))
+    for correction in (alone, together):
+        assert correction.scale == pytest.approx(1.25, rel=0.03)
+        assert correction.offset_s == pytest.approx(0.002, abs=0.0006)
+    assert together.steps == alone.steps == 1600
+
+
+def test_the_margin_of_batches_together_is_that_of_one() -> None:
+    rng = np.random.default_rng(4)
+    correction = OnlineCorrection(MODEL)
+    for _ in range(3000):
+        correction.observe([LONG] * 4, sum(MODEL.seconds(LONG) + rng.normal(0, 0.002) for _ in range(4)))
+    assert correction.margin_s == pytest.approx(1.645 * 0.002, rel=0.3)

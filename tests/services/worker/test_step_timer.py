@@ -119,6 +119,7 @@ def test_a_batch_after_an_empty_one_counts_from_its_own_start() -> None:
     timer.started(1.0, None)
     timer.started(1.001, BatchShape(600))
     timer.completed(1.041)  # the empty batch, after 40 ms of launching
+    assert timer.free_at_s == pytest.approx(1.071)  # 70 ms since its start
     timer.set_busy(True)
     timer.started(1.042, BatchShape(1))
     timer.completed(1.045)
@@ -142,3 +143,42 @@ def test_the_last_of_two_batches_in_flight_is_not_observed() -> None:
     timer.started(2.0, BatchShape(11))
     timer.completed(2.5)
     assert [(row[0], row[5]) for row in timer.take_observed()] == [(11, 0.5)]
+
+
+def test_a_batch_between_empty_ones_is_observed() -> None:
+    timer = StepTimer(MODEL)
+    timer.started(1.0, None)
+    timer.started(1.001, BatchShape(8))
+    timer.completed(1.002)
+    timer.set_busy(True)
+    timer.started(1.003, None)
+    timer.completed(1.012)
+    assert [(row[0], row[5]) for row in timer.take_observed()] == [(8, pytest.approx(0.011))]
+
+
+def test_launches_that_take_long_do_not_undo_a_model_that_is_right() -> None:
+    """Two in flight, as vLLM's loop runs them: schedule and launch the next, then wait for the one before.
+
+    Launching a prefill takes the host 40 ms, so that the decode before it is seen to end 40 ms late, and the prefill
+    itself 1 ms after that.
+    """
+    prefill, decode = BatchShape(600), BatchShape(8)
+    model = PerfModel((Segment(5.9e-5, b=0.0056),), margin_s=0.002)
+    timer = StepTimer(model)
+    host_s = device_s = 0.0
+    in_flight: list[float] = []
+    for step in range(400):
+        shape = prefill if step % 3 == 0 else decode
+        timer.started(host_s, shape)
+        host_s += 0.040 if shape is prefill else 0.001
+        device_s = max(device_s + (0.012 if shape is prefill else 0.0056), host_s)
+        in_flight.append(device_s)
+        if len(in_flight) == 2:
+            host_s = max(host_s, in_flight.pop(0))
+            timer.completed(host_s)
+            timer.set_busy(True)
+    assert timer.model is not None
+    cycle_s = timer.model.seconds(prefill) + 2 * timer.model.seconds(decode)
+    assert cycle_s == pytest.approx(host_s / (400 / 3), rel=0.1)
+    assert timer.model.seconds(prefill) > 3 * timer.model.seconds(decode)
+    assert timer.model.margin_s > 0.0005

@@ -1,9 +1,11 @@
+from dataclasses import fields
+
 import pytest
 
 from services.common.config import ConfigError, load_settings
 from services.core.view import PlanSettings
 from services.worker.engine_arguments import vllm_arguments
-from services.worker.extra_arguments import check_known
+from services.worker.extra_arguments import RESERVED_ARGUMENTS, check_known
 from services.worker.hook_config import HookConfig
 from services.worker.settings import WorkerSettings
 
@@ -65,6 +67,8 @@ def test_vllms_own_arguments_are_passed_on(monkeypatch: pytest.MonkeyPatch) -> N
     settings = load_settings(WorkerSettings).engine_settings()
     arguments = vllm_arguments(settings, HookConfig("ipc:///x", PlanSettings()), on_cpu=False)
     assert (arguments["tensor_parallel_size"], arguments["quantization"]) == (2, "fp8")
+    monkeypatch.setenv("SLOS_ENGINE_ARGS", "")
+    assert load_settings(WorkerSettings).engine_settings().extra == {}
 
 
 @pytest.mark.parametrize(
@@ -89,6 +93,13 @@ def test_the_emulated_engine_takes_no_arguments_of_vllms(monkeypatch: pytest.Mon
     monkeypatch.setenv("SLOS_ENGINE_ARGS", '{"quantization": "fp8"}')
     with pytest.raises(ConfigError, match=r"SLOS_ENGINE_ARGS.*emulated"):
         load_settings(WorkerSettings)
+
+
+def test_every_reserved_argument_is_one_of_vllms() -> None:
+    """Else a new name of vLLM's for it would go through."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    assert set(RESERVED_ARGUMENTS) <= {field.name for field in fields(AsyncEngineArgs)}
 
 
 def test_arguments_that_vllm_does_not_have_are_named() -> None:
