@@ -12,7 +12,7 @@ import numpy as np
 
 from services.core import simulate as sim
 from services.core.batch_plan import BatchLimit, BatchPlan, Chunk
-from services.core.columns import DecoderColumns, columns_of, tiers_of
+from services.core.columns import DecoderColumns, columns_of, decoder_blocks, tiers_of
 from services.core.drafts import late_decoders, with_draft_lengths, without_drafts
 from services.core.feasibility import behind, settle
 from services.core.filling import Filling
@@ -42,12 +42,12 @@ def form_batch(view: ReplicaView, settings: PlanSettings) -> BatchPlan:
     problem = problem_of(view, columns, queue, settings, 0.0)
     outcome, cap_s = _first_feasible(problem, columns, settings)
     if drafting:
-        rank = _rank(problem, outcome)
+        rank = _rank(view, columns, problem, outcome)
         if rank < _NOTHING_MISSED:
             plain = without_drafts(settings)
             trial = with_lengths(problem, columns, plain)
             found, longest_s = _first_feasible(trial, columns, plain)
-            if _rank(trial, found) > rank:
+            if _rank(view, columns, trial, found) > rank:
                 settings, problem, outcome, cap_s = plain, trial, found, longest_s
     if outcome.code == sim.MISS_DEADLINE:
         if queue[outcome.row].promised:
@@ -58,24 +58,36 @@ def form_batch(view: ReplicaView, settings: PlanSettings) -> BatchPlan:
     return Filling(view, settings, columns, problem.tiers).fill(queue, outcome, cap_s)
 
 
-def _rank(problem: Problem, outcome: sim.Outcome) -> tuple[bool, int, bool]:
+def _rank(view: ReplicaView, columns: DecoderColumns, problem: Problem, outcome: sim.Outcome) -> tuple[bool, int, bool]:
     """What makes drafts better than others: every prefill deadline kept, few decoders late, memory that lasts."""
     feasible = outcome.code == sim.FEASIBLE
     everything = np.full(len(problem.queue.tier), sim.IN_TIME, np.int64)
     lasts = not feasible or memory_lasts(problem, everything, outcome.began, outcome.joined)
-    return feasible, -late_decoders(problem), lasts
+    return feasible, -late_decoders(problem), lasts and _fits_now(view, columns, problem)
+
+
+def _fits_now(view: ReplicaView, columns: DecoderColumns, problem: Problem) -> bool:
+    """Whether there are blocks for all tokens of the next step, those of drafts that will not be accepted included.
+
+    The forecast counts what requests keep; a rejected draft is written nevertheless.
+    """
+    return decoder_blocks(columns, problem.tiers.verify, view.block_size) <= view.free_blocks
 
 
 def _safest(view: ReplicaView, columns: DecoderColumns, settings: PlanSettings) -> PlanSettings:
     """The settings without drafts where fewer decoders are late then, or memory lasts only then."""
     nobody = np.zeros(0, np.int64)
     problem = problem_of(view, columns, (), settings, 0.0)
-    rank = -late_decoders(problem), memory_lasts(problem, nobody, nobody, nobody)
-    if rank == (0, True):
+
+    def rank(trial: Problem) -> tuple[int, bool]:
+        lasts = memory_lasts(trial, nobody, nobody, nobody) and _fits_now(view, columns, trial)
+        return -late_decoders(trial), lasts
+
+    found = rank(problem)
+    if found == (0, True):
         return settings
     plain = without_drafts(settings)
-    trial = with_lengths(problem, columns, plain)
-    return plain if (-late_decoders(trial), memory_lasts(trial, nobody, nobody, nobody)) > rank else settings
+    return plain if rank(with_lengths(problem, columns, plain)) > found else settings
 
 
 def _first_feasible(problem: Problem, columns: DecoderColumns, settings: PlanSettings) -> tuple[sim.Outcome, float]:

@@ -24,6 +24,7 @@ __all__ = [
     "Queue",
     "TierColumns",
     "columns_of",
+    "decoder_blocks",
     "new_blocks",
     "queue_of",
     "tiers_of",
@@ -175,6 +176,19 @@ def queue_of(prefills: Sequence[Prefill]) -> Queue:
         np.array([p.promised for p in prefills], np.bool_),
         np.array([p.weight for p in prefills], np.int64),
     )
+
+
+def decoder_blocks(columns: DecoderColumns, verify: Ints | None, size: int) -> int:
+    """KV blocks of `size` tokens that the next step of all requests with a tier needs.
+
+    `verify` is the tokens of each tier's step, drafts included; None is one each.
+    """
+    rows = columns.on_tier.rows
+    everyone = len(rows) == len(columns)
+    before = columns.context_tokens if everyone else columns.context_tokens[rows]
+    if verify is None:
+        return new_blocks(before, np.ones(1, np.int64), size)
+    return new_blocks(before, verify[columns.tier if everyone else columns.tier[rows]], size)
 
 
 def tiers_of(columns: DecoderColumns, prefills: Sequence[Prefill], settings: PlanSettings) -> TierColumns:

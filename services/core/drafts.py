@@ -57,7 +57,8 @@ def with_draft_lengths(
             max_batch_tokens=settings.max_batch_tokens,
         )
         if length:
-            return replace(settings, verify_tokens=(length,) * tiers)
+            lengths = tuple(length if rate > 0 else 1 for rate in acceptance)  # drafts in vain would only take memory
+            return replace(settings, verify_tokens=lengths)
     chosen = choose_lengths(
         model,
         decoders,

@@ -7,7 +7,7 @@ import numpy as np
 
 from services.core import simulate as sim
 from services.core.batch_plan import BatchLimit, BatchPlan, Chunk
-from services.core.columns import DecoderColumns, Ints, TierColumns, new_blocks
+from services.core.columns import DecoderColumns, Ints, TierColumns, decoder_blocks
 from services.core.compiled import seconds
 from services.core.prefill_work import chunk_within, work
 from services.core.problem import EPS_S
@@ -59,9 +59,8 @@ class Filling:
         self.draft = 0 if verify is None else int(verify.max(initial=1)) - 1
         self.context = columns.on_tier.context_tokens
         self.due_s = columns.on_tier.due_s
-        before = columns.context_tokens if all_on_tier else columns.context_tokens[on_tier]
-        more = np.ones(1, np.int64) if verify is None else verify
-        self.free_blocks = view.free_blocks - new_blocks(before, more, view.block_size)
+        drafting = None if verify is None else tiers.verify
+        self.free_blocks = view.free_blocks - decoder_blocks(columns, drafting, view.block_size)
         self.missing_blocks = max(0, -self.free_blocks)
         self.seats = view.max_num_seqs - len(columns) - len(skipped_ids) - sum(p.started for p in view.prefills)
 

@@ -91,6 +91,25 @@ def test_an_accepted_plan_with_drafts_meets_every_deadline(
     assert max(plan.missing_blocks for plan in engine.batches) == 0
 
 
+def test_drafts_of_a_tier_that_accepts_none_take_no_memory_from_the_others() -> None:
+    """Seen once: with the last blocks nearly used up, rejected drafts of one tier needed one more."""
+    chosen = preset("opt-6.7b-a100")
+    running = (
+        Decoder("d0", 1, 0.5, 0.1, 12, 5), Decoder("d1", 0, 0.5, 0.05, 1, 7), Decoder("d2", 1, 0.0625, 0.1, 1, 5),
+    )  # fmt: skip
+    asked = [
+        Prefill("c0", 0, 1.0, 0.05, 124, 0, 7), Prefill("c1", 1, 1.0, 0.1, 237, 0, 5),
+        Prefill("c4", 0, 1.0, 0.05, 446, 0, 5), *(Prefill(f"c{n}", 0, 1.0, 0.05, 1, 0, 1) for n in (2, 3, 5, 6)),
+    ]  # fmt: skip
+    plan = PlanSettings(acceptance=(1.0, 0.0), max_verify_tokens=2, early_spend=0.0, hopeless_margin_s=0.0)
+    engine = Engine(ReplicaView(0.0, chosen.model, running, (), 54, 57, max_num_seqs=512), plan)
+    assert admit(engine, asked, Policy.GREEDY) == []
+    run_dry(engine)
+    assert engine.late == []
+    assert [batch.missing_blocks for batch in engine.batches] == [0] * len(engine.batches)
+    assert any(max(batch.verify_tokens) > 1 for batch in engine.batches)
+
+
 @settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
 @given(instances(late=False), st.integers(2, 10), st.lists(st.floats(0, 1), min_size=3, max_size=3))
 def test_planning_with_drafts_keeps_no_less_than_without(

@@ -11,7 +11,7 @@ import pytest_asyncio
 from protos import planner_pb2, planner_pb2_grpc, router_pb2, router_pb2_grpc, types_pb2
 from services.cli.ports import PortInUseError
 from services.cli.stack import LocalStack
-from services.cli.stack_layout import lay_out
+from services.cli.stack_layout import lay_out, redis_port
 from services.cli.stack_spec import StackSpec
 from services.common.clock import Clock
 from services.common.rendezvous import planner_for
@@ -26,9 +26,11 @@ REPLICAS = ("w0", "w1")
 
 def splitting_port(data_dir: Path) -> int:
     """A base port whose planner addresses get one replica each: who plans what follows from the addresses."""
-    for port in range(42_000, 60_000, 20):
+    for port in range(20_000, 31_900, 20):  # below those that outgoing connections take
+        spec = StackSpec(data_dir=data_dir, num_workers=2, num_planners=2, base_port=port)
         try:
-            addresses = lay_out(StackSpec(data_dir=data_dir, num_workers=2, num_planners=2, base_port=port))
+            redis_port(spec)
+            addresses = lay_out(spec)
         except PortInUseError:
             continue
         if len({planner_for(replica, addresses.planner) for replica in REPLICAS}) == 2:
