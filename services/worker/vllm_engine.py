@@ -185,8 +185,7 @@ class VllmEngine:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         check_known(arguments, (field.name for field in fields(AsyncEngineArgs)))
-        # a server's defaults, which are larger: on an H100, batches of 8192 tokens and 1024 sequences
-        config = AsyncEngineArgs(**arguments).create_engine_config(UsageContext.OPENAI_API_SERVER)
+        config = AsyncEngineArgs(**arguments).create_engine_config(UsageContext.OPENAI_API_SERVER)  # larger batches
         if force_async:  # vLLM turns it off on CPU hosts, but the emulated device is no CPU
             config.scheduler_config.async_scheduling = True
         try:
