@@ -20,8 +20,8 @@ _LEAST_SCALE = 0.1
 _OUTLIER = 4.0  # times what was expected: a paused process
 _LONGEST_KEPT = 1 - 1 / 4096  # of the longest batch so far, per batch
 _QUANTILE = 0.95
-_RESIDUAL_SHARE = 0.05  # of a new residual in the typical one
-_MARGIN_STEP = 0.2  # of the typical residual: long batches may be rare
+_LATENESS_SHARE = 0.05  # of a new one in the typical one
+_MARGIN_STEP = 0.2  # of the typical lateness: long batches may be rare
 
 
 @dataclass(slots=True)
@@ -29,10 +29,10 @@ class OnlineCorrection:
     """How `model` has to be corrected to say what batches take now.
 
     A batch is expected to take `scale * predicted + offset_s`. Errors are weighed relative to the time of the batch
-    plus that of an empty one, as in the fit. `margin_s` is a stochastic-approximation quantile of the residual: up by
-    `step * quantile` when exceeded, down by `step * (1 - quantile)` when not, the step proportional to the typical
-    residual. It is learnt from long batches only, those at least half as long as the longest lately: residuals grow
-    with the batch, it is the long ones that are planned to end right at a deadline, and short ones are many.
+    plus that of an empty one, as in the fit. `margin_s` is a stochastic-approximation quantile of how late batches
+    end: up by `step * quantile` when exceeded, down by `step * (1 - quantile)` when not, the step proportional to the
+    typical lateness. It is learnt from long batches only, those at least half as long as the longest lately: lateness
+    grows with the batch, it is the long ones that are planned to end right at a deadline, and short ones are many.
     """
 
     model: PerfModel
@@ -54,22 +54,26 @@ class OnlineCorrection:
     def observe(self, shapes: Sequence[BatchShape], observed_s: float) -> None:
         """Batches that followed each other and took `observed_s` together; one, where each one's time is known.
 
-        Beyond four times of what was expected (a paused process) they count as four times. The residual of n together
-        is that of n independent ones, so that one of them has the square root of its n-th part.
+        Beyond four times of what was expected (a paused process) they count as four times.
         """
         count = len(shapes)
-        predicted = [self.model.seconds(shape) for shape in shapes]
-        mean_s, observed_s = sum(predicted) / count, observed_s / count
+        mean_s, observed_s = sum(self.model.seconds(shape) for shape in shapes) / count, observed_s / count
         if mean_s <= 0 or not math.isfinite(observed_s):
             return
         self.steps += count
         observed_s = min(observed_s, _OUTLIER * (self.scale * mean_s + self.offset_s))
         self._follow(mean_s, observed_s, count)
-        longest_s = max(predicted)
-        self._longest_s = max(longest_s, self._longest_s * _LONGEST_KEPT**count)
-        if longest_s >= self._longest_s / 2:
-            residual_s = observed_s - self.scale * mean_s - self.offset_s
-            self._learn_margin(residual_s * math.sqrt(count))
+
+    def ended(self, shape: BatchShape, late_s: float) -> None:
+        """A batch ended `late_s` later than it was expected to when it was formed.
+
+        With batches in flight before it that is not only its own residual, but what a first token in it was late. More
+        than three times what it takes itself counts as so much.
+        """
+        predicted_s = self.model.seconds(shape)
+        self._longest_s = max(predicted_s, self._longest_s * _LONGEST_KEPT)
+        if math.isfinite(late_s) and predicted_s >= self._longest_s / 2:
+            self._learn_margin(min(late_s, (_OUTLIER - 1) * (self.scale * predicted_s + self.offset_s)))
 
     def applied(self) -> PerfModel:
         """The model as it is observed to be now."""
@@ -99,8 +103,8 @@ class OnlineCorrection:
         self.scale = max(_LEAST_SCALE, (xz * yy - yz * xy) / determinant)
         self.offset_s = max(-self.scale, (yz * xx - xz * xy) / determinant) * self._fixed_s
 
-    def _learn_margin(self, residual_s: float) -> None:
-        self._spread_s += _RESIDUAL_SHARE * (abs(residual_s) - self._spread_s)
+    def _learn_margin(self, late_s: float) -> None:
+        self._spread_s += _LATENESS_SHARE * (abs(late_s) - self._spread_s)
         step_s = max(self._spread_s, 1e-6) * _MARGIN_STEP
-        up = residual_s > self.margin_s
+        up = late_s > self.margin_s
         self.margin_s = max(0.0, self.margin_s + step_s * (_QUANTILE if up else _QUANTILE - 1.0))

@@ -3,6 +3,7 @@
 import math
 from collections import deque
 from itertools import islice
+from statistics import median
 
 __all__ = ["LagEstimate"]
 
@@ -42,6 +43,11 @@ class LagEstimate:
         lags = sorted(lag_s for _, lag_s in self._seen)
         found_s = max(lags[math.floor(self._quantile * (len(lags) - 1))], self._latest_s(now_s))
         return found_s if len(lags) >= _ENOUGH else max(found_s, self._prior_s)
+
+    def median_s(self, now_s: float) -> float:
+        """What half of the recent ones stayed below; `prior_s` where there are none."""
+        recent = [lag_s for seen_s, lag_s in self._seen if now_s - seen_s <= _FRESH_S]
+        return median(recent) if recent else self._prior_s
 
     def _latest_s(self, now_s: float) -> float:
         if not self._alert:

@@ -19,14 +19,15 @@ __all__ = ["lost_promises"]
 _DOUBT = 0.02  # of a predicted time: a promise that is lost by less may still be kept
 
 
-def lost_promises(view: ReplicaView, tokens_per_step: float = 1.0) -> Mapping[str, Constraint]:
+def lost_promises(view: ReplicaView, tokens_per_step: float = 1.0, in_hand_s: float = 0.0) -> Mapping[str, Constraint]:
     """Promised requests of the view that miss their SLO in every plan, each with what it lacks.
 
     A prefill is lost where its first token would be late even if it ran alone beside the decoders in the next batch; a
     decoder where it would still be late at its forecast end if every batch until then held nothing but decoders.
-    `tokens_per_step` is what a step yields a decoder, more than 1 with speculation.
+    `tokens_per_step` is what a step yields a decoder, more than 1 with speculation. Decode deadlines of the view lie at
+    most `in_hand_s` before those of the promises.
     """
-    return {**_lost_prefills(view), **_lost_decoders(view, tokens_per_step)}
+    return {**_lost_prefills(view), **_lost_decoders(view, tokens_per_step, in_hand_s)}
 
 
 def _lost_prefills(view: ReplicaView) -> dict[str, Constraint]:
@@ -60,16 +61,17 @@ def _lost_prefills(view: ReplicaView) -> dict[str, Constraint]:
     return lost
 
 
-def _lost_decoders(view: ReplicaView, tokens_per_step: float) -> dict[str, Constraint]:
+def _lost_decoders(view: ReplicaView, tokens_per_step: float, in_hand_s: float) -> dict[str, Constraint]:
     columns = columns_of(view.decoders)
     beside = columns.on_tier
     if beside.number == 0:
         return {}
     shortest_s = view.model.seconds(BatchShape(beside.number, beside.context_tokens, beside.number))
-    if beside.due_s - view.start_s + view.model.margin_s >= shortest_s:
+    granted_s = view.model.margin_s + in_hand_s
+    if beside.due_s - view.start_s + granted_s >= shortest_s:
         return {}  # none is late even now
     rows = np.flatnonzero((columns.tier >= 0) & columns.promised)
-    slack_s = columns.next_deadline_s[rows] - view.start_s + view.model.margin_s
+    slack_s = columns.next_deadline_s[rows] - view.start_s + granted_s
     late = slack_s < shortest_s
     if not late.any():
         return {}

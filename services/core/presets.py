@@ -6,6 +6,8 @@ Times are those of DESIGN's sources (Sarathi-style profiles of OPT and Qwen mode
 
 with 2 bytes per weight and per KV element and 4.8 GiB per GPU for activations, CUDA graphs and the allocator: the
 figure that reproduces the 7000 blocks measured for OPT-6.7B on one A100-80GB.
+
+`llama-3.1-8b-h200` is our own measurement (`bench/results/gpu-nvidia-h200.json`).
 """
 
 from dataclasses import dataclass
@@ -43,8 +45,8 @@ def _kv_blocks(*, weights_billion: float, layers: int, kv_width: int, gpus: int 
     return int(free_gib / block_gib) // 100 * 100
 
 
-def _model(*segments: Segment) -> PerfModel:
-    return PerfModel(segments)
+def _model(*segments: Segment, attention: float = 0.0) -> PerfModel:
+    return PerfModel(segments, attention=attention)
 
 
 PRESETS: tuple[Preset, ...] = (
@@ -77,6 +79,16 @@ PRESETS: tuple[Preset, ...] = (
         "qwen2.5-7b-a100",
         _model(Segment(5.1e-5, k_ctx=8e-8, k_req=1.69e-5, b=1.4e-2)),
         _kv_blocks(weights_billion=7.6, layers=28, kv_width=512),
+    ),
+    Preset(
+        "llama-3.1-8b-h200",
+        _model(
+            Segment(1.852e-5, k_ctx=3.587e-8, k_req=4.66e-7, b=5.015e-3),
+            Segment(2.237e-5, k_req=1.67e-5, b=4.05e-4),
+            attention=1.4e-5,
+        ),
+        _kv_blocks(weights_billion=8.03, layers=32, kv_width=1024, memory_gib=139.8),
+        max_num_seqs=1024,
     ),
 )
 

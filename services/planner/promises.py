@@ -25,7 +25,7 @@ from services.core.view import PlanSettings, Prefill, ReplicaView
 from services.planner.candidates import Candidate
 from services.planner.history import Said
 from services.planner.ledger import Ledger
-from services.planner.slip import USUAL_TRANSIT_S, slip_s
+from services.planner.slip import USUAL_TRANSIT_S, Slips, slip_s
 from services.planner.verdicts import no_state_verdict, verdict_of
 
 __all__ = ["PlanRun", "Planning", "Promises"]
@@ -33,6 +33,7 @@ __all__ = ["PlanRun", "Planning", "Promises"]
 _HANDOVER_S = 0.002  # from the worker's submission to where the engine forms its batches
 _SHORTEST_BATCH_S = 0.001
 _MOST_TRIES = 4  # at a time
+_LONGEST_WAYS = 0.5  # of what a request could wait if it took no time to the engine and back
 
 Key = tuple[str, int]
 Answers = dict[Key, planner_pb2.CandidateVerdict]
@@ -88,8 +89,8 @@ class Promises:
         if not self.ledger.ready:
             why = self.ledger.why_not_ready
             return answers | {c.key: self._answer(c, no_state_verdict(c, why, self.clock)) for c in fresh}
-        slip, usual = self._slips_s() if fresh else (0.0, 0.0)
-        return answers | self._decide_fresh([c.less_slip(slip) if slip > 0 else c for c in fresh], slip - usual)
+        slips = self._slips() if fresh else Slips()
+        return answers | self._decide_fresh([c.less_slip(slips.safe_s) for c in fresh], slips)
 
     def promote(self, candidates: Sequence[Candidate]) -> list[tuple[Candidate, types_pb2.Verdict]]:
         """Those of the waiting best-effort requests that now fit, with the promise each is given."""
@@ -107,7 +108,7 @@ class Promises:
 
     def quote(self, candidate: Candidate) -> tuple[Quote, types_pb2.Verdict]:
         """What the core quotes now, and the verdict it means. Reserves nothing; needs a ready ledger."""
-        asked = candidate.less_slip(self._slips_s()[0])
+        asked = candidate.less_slip(self._slips().safe_s)
         view = self.ledger.view(asked_ids=frozenset({candidate.prefill.id}))
         settings = self.settings((asked.prefill,))
         found = quote(view, asked.prefill, self.planning.tiers, self.planning.policy, settings)
@@ -163,48 +164,66 @@ class Promises:
             self._turned_away = True
 
     def _asked(self, candidate: Candidate) -> None:
-        """Somebody wants its first token in time: the cap on batches follows how long such requests can wait."""
+        """Somebody wants its first token in time: the cap on batches follows how long such requests can wait.
+
+        What their ways to the engine and back take they cannot, but long ways do not make batches ever shorter.
+        """
         ttft_s, model = candidate.slo.ttft_s, self.ledger.perf_model
         if ttft_s is not None and model is not None:
+            now_s = self.clock.now_s()
             patience_s = ttft_s - model.zero_load_prefill_s(candidate.prefill.remaining_tokens)
-            self._cap.asked(self.clock.now_s(), patience_s)
+            there_s = candidate.due_s - now_s - self.ledger.transit.median_s(now_s)
+            patience_s -= min(max(0.0, ttft_s - there_s), _LONGEST_WAYS * patience_s)
+            self._cap.asked(now_s, patience_s)
 
     def _wanted(self, candidate: Candidate) -> None:
         """A first token is to come in time: batches are to stay short."""
         if candidate.slo.ttft_s is not None:
             self._cap.promised(self.clock.now_s())
 
-    def _slips_s(self) -> tuple[float, float]:
-        """How much later than planned a candidate decided now reaches the engine: as lately, and as usually at most."""
+    def _slips(self) -> Slips:
+        """How much later than planned a candidate decided now reaches the engine."""
         now_s, ledger = self.clock.now_s(), self.ledger
-        lately_s = ledger.transit.seconds(now_s)
-        transits_s = lately_s + _HANDOVER_S, min(lately_s, USUAL_TRANSIT_S) + _HANDOVER_S
-        if ledger.batches_in_flight == 1 and ledger.engine_free_s >= now_s + transits_s[0]:
-            return 0.0, 0.0  # it will be there when the next batch is formed
+        transit = ledger.transit
+        lately_s = transit.seconds(now_s)
+        transits_s = (lately_s, transit.median_s(now_s), min(lately_s, USUAL_TRANSIT_S))
+        safe_s, likely_s, usual_s = (seconds + _HANDOVER_S for seconds in transits_s)
+        if ledger.batches_in_flight == 1 and ledger.engine_free_s >= now_s + safe_s:
+            return Slips()  # it will be there when the next batch is formed
         settings = replace(self.settings(), cap_lapsed=self._cap.lapsed(now_s))
-        batch_s = form_batch(ledger.view(), settings).duration_s
+        view = ledger.view()
+        batch_s = form_batch(view, settings).duration_s
         if not ledger.running:  # what is on its way may come first, and run first
-            return transits_s[0] + batch_s, transits_s[1] + batch_s
+            return Slips(safe_s + batch_s, likely_s, usual_s + batch_s, batch_s)
         batch_s = max(_SHORTEST_BATCH_S, batch_s)
-        lately_s, usual_s = (
-            slip_s(now_s, ledger.engine_free_s, transit_s, batch_s, ledger.batches_in_flight)
-            for transit_s in transits_s
+        decoding_s = max(_SHORTEST_BATCH_S, form_batch(replace(view, prefills=()), settings).duration_s)
+        safe_s, likely_s, usual_s = (
+            slip_s(now_s, ledger.engine_free_s, transit_s, each_s, ledger.batches_in_flight)
+            for transit_s, each_s in ((safe_s, batch_s), (likely_s, decoding_s), (usual_s, batch_s))
         )
-        return lately_s, usual_s
+        return Slips(safe_s, min(likely_s, safe_s), usual_s, batch_s)
 
-    def _worth_a_try(self, candidate: Candidate, decision: Decision, excess_s: float) -> bool:
-        """Whether a request is hopeless only if its way takes as long as it did lately, `excess_s` more than usual.
+    def _may_be_in_time(self, candidate: Candidate, decision: Decision, slips: Slips) -> bool:
+        """Whether a request is hopeless only if its way takes as long as it hardly ever does.
 
-        Then a few at a time wait for their verdict in the engine, which sees whether they are in time: what arrives
-        tells how long the way is now. One bad moment would else be believed for as long as it is remembered.
+        Then it waits for its verdict in the engine, which sees whether it is in time: what is likely, and the model
+        without its margin, count. Where its way takes longer than usual lately, so that it is hopeless unless that
+        ends, it is a try, and a few at a time are enough: what arrives tells how long the way is now. One bad moment
+        would else be believed for as long as it is remembered.
         """
-        constraint = decision.constraint
-        if constraint.kind is not ConstraintKind.HOPELESS or constraint.needed > constraint.available + excess_s:
+        constraint, model = decision.constraint, self.ledger.perf_model
+        if constraint.kind is not ConstraintKind.HOPELESS or model is None:
+            return False
+        firm = candidate.mode is VerdictMode.FIRM
+        short_s = constraint.needed - constraint.available
+        if not firm and short_s <= slips.safe_s - slips.likely_s + model.margin_s:
+            return True
+        if short_s > slips.safe_s - slips.usual_s:
             return False
         self.ledger.transit.turned_away(self.clock.now_s())
-        return candidate.mode is not VerdictMode.FIRM and self.ledger.tries < _MOST_TRIES
+        return not firm and self.ledger.tries < _MOST_TRIES
 
-    def _decide_fresh(self, fresh: Sequence[Candidate], excess_s: float) -> Answers:
+    def _decide_fresh(self, fresh: Sequence[Candidate], slips: Slips) -> Answers:
         if not fresh:
             return {}
         for candidate in fresh:
@@ -214,19 +233,21 @@ class Promises:
         answers: Answers = {}
         for candidate in fresh:
             decision = decisions[candidate.prefill.id]
-            early = 0 if contended else self.planning.early_prompt_tokens
+            spare_s = candidate.prefill.deadline_s - decision.predicted_first_token_s
+            early = 0 if contended or spare_s < slips.batch_s else self.planning.early_prompt_tokens
             kind = verdict_for(candidate.mode, candidate.prefill, decision, early_prompt_tokens=early)
-            if kind is VerdictKind.DECLINED and self._worth_a_try(candidate, decision, excess_s):
+            if kind is VerdictKind.DECLINED and self._may_be_in_time(candidate, decision, slips):
                 kind = VerdictKind.PENDING
             if kind is not VerdictKind.DECLINED:
                 verdict = self._verdict(candidate, decision, kind)
                 promised = kind is VerdictKind.ADMITTED
-                until_us = self.ledger.reserve(candidate.attempt, candidate.prefill, verdict, promised=promised)
+                held = candidate if promised else candidate.less_slip(slips.likely_s - candidate.slip_s)
+                until_us = self.ledger.reserve(candidate.attempt, held.prefill, verdict, promised=promised)
                 self._wanted(candidate)
                 answers[candidate.key] = self._answer(candidate, verdict, until_us)
         declined = [candidate for candidate in fresh if candidate.key not in answers]
         delays_s = self._retry_delays_s(
-            [_asked_anew(candidate, excess_s, self.clock.now_s()) for candidate in declined]
+            [_asked_anew(candidate, slips.safe_s - slips.usual_s, self.clock.now_s()) for candidate in declined]
         )
         for candidate in declined:
             verdict = self._verdict(candidate, decisions[candidate.prefill.id], VerdictKind.DECLINED)

@@ -7,10 +7,11 @@ token due soon cannot afford that, so it is reckoned with before it is promised.
 """
 
 import math
+from dataclasses import dataclass
 
 from services.core.lag import LagEstimate
 
-__all__ = ["USUAL_TRANSIT_S", "TransitEstimate", "slip_s"]
+__all__ = ["USUAL_TRANSIT_S", "Slips", "TransitEstimate", "slip_s"]
 
 USUAL_TRANSIT_S = 0.020
 """Of a system that has just been started."""
@@ -49,6 +50,20 @@ class TransitEstimate(LagEstimate):
         if doubted_s <= 0 or known_s <= USUAL_TRANSIT_S:
             return known_s
         return USUAL_TRANSIT_S + (known_s - USUAL_TRANSIT_S) * math.pow(0.5, doubted_s / _HALVES_S)
+
+
+@dataclass(frozen=True, slots=True)
+class Slips:
+    """How much later than planned the prefill of a candidate starts, seconds.
+
+    Hardly ever later than `safe_s`; as likely as not `likely_s`; `usual_s` where its way takes no longer than on a
+    system that has just been started. It may always be one batch later, the next of which lasts `batch_s`.
+    """
+
+    safe_s: float = 0.0
+    likely_s: float = 0.0
+    usual_s: float = 0.0
+    batch_s: float = 0.0
 
 
 def slip_s(now_s: float, free_s: float, transit_s: float, batch_s: float, batches_in_flight: int = 1) -> float:

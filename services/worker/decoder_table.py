@@ -53,7 +53,7 @@ class DecoderTable:
         self._ints["application"][row] = application
         self._ints["max_tokens"][row] = request.max_tokens
         self._ints["tokens"][row] = request.tokens
-        self._floats["anchor_s"][row] = first_token_s
+        self._floats["anchor_s"][row] = first_token_s - request.in_hand_s
         self._write(row, request, tier)
 
     def refresh(self, request: TrackedRequest, tier: int) -> None:
@@ -130,7 +130,7 @@ class DecoderTable:
         self._columns = None
         self._ints["tier"][row] = tier
         if request.anchor_s is not None:
-            self._floats["anchor_s"][row] = request.anchor_s
+            self._floats["anchor_s"][row] = request.anchor_s - request.in_hand_s
         self._floats["tpot_s"][row] = request.tpot_s
 
     def _grow(self) -> None:

@@ -93,6 +93,9 @@ class Hook(Books):
         promised = [request for request in waiting if request.promised]
         view = self._view(now_s, promised, pool, [r for r in self.prefilling.values() if r.promised])
         lost = lost_promises(view, self.speculation.tokens_per_step)
+        if lost:  # of their own deadlines, that is, and not only of what is kept in hand
+            in_hand_s = max((request.in_hand_s for request in self.table.requests), default=0.0)
+            lost = lost_promises(view, self.speculation.tokens_per_step, in_hand_s)
         if not lost:
             return
         requests = (*promised, *self.prefilling.values(), *self.table.requests)

@@ -92,7 +92,6 @@ class Books:
     def arrived(self, request: TrackedRequest, now_s: float) -> None:
         """A request is in the engine's queue."""
         self.changed[request.key] = request
-        self.timer.delivery_spread(now_s, request.terms.delivery_spread_s)
         if request.promised:
             self._promised += 1
         if request.pending:

@@ -33,8 +33,9 @@ class TrackedRequest:
     """A request between arrival and end.
 
     `key` is the engine's own id, `number` the hook's. `tokens` counts the tokens of the current stage that were
-    produced or are in flight; the next one is due at `anchor_s + tokens * tpot_s`. The anchor is the real time of the
-    first token of the first stage; for later stages, one TPOT after the last token of the stage before.
+    produced or are in flight; the next one is due at `anchor_s + tokens * tpot_s`, less what is kept in hand. The
+    anchor is the real time of the first token of the first stage; for later stages, one TPOT after the last token of
+    the stage before.
     """
 
     __slots__ = (
@@ -139,7 +140,12 @@ class TrackedRequest:
         """When the next token is due; the first-token deadline before there is one."""
         if self.anchor_s is None:
             return self.terms.ttft_deadline_s
-        return self.anchor_s + self.tokens * self.tpot_s
+        return self.anchor_s + self.tokens * self.tpot_s - self.in_hand_s
+
+    @property
+    def in_hand_s(self) -> float:
+        """What is kept of decode deadlines: how much longer a last token may take to its client than the first did."""
+        return self.terms.delivery_spread_s
 
     @property
     def forecast_left(self) -> int:
@@ -159,7 +165,7 @@ class TrackedRequest:
         stages = tuple(msgspec.structs.replace(stage, tpot_s=max(stage.tpot_s, tpot_s)) for stage in self.terms.stages)
         self.terms = msgspec.structs.replace(self.terms, stages=stages, ttft_deadline_s=due_s)
         if self.anchor_s is not None:
-            self.anchor_s = due_s - self.tokens * self.tpot_s
+            self.anchor_s = due_s - self.tokens * self.tpot_s + self.in_hand_s
         self._planned = None
 
     def reforecast(self, output_tokens: int) -> None:

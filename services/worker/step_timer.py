@@ -1,7 +1,7 @@
 """How long batches take: those in flight, those observed, and the performance model corrected by them."""
 
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from services.core.correction import OnlineCorrection
 from services.core.perf_model import BatchShape, PerfModel
@@ -14,7 +14,6 @@ _ALIKE = 0.25  # of the longer of two batches
 _PUBLISH_CHANGE = 0.02
 _COMPARED = (BatchShape(1), BatchShape(4096))
 _PUBLISH_MARGIN_S = 0.0005
-_SPREAD_LASTS_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +21,7 @@ class _InFlight:
     shape: BatchShape | None  # None: an empty batch
     started_s: float
     predicted_s: float
+    ends_s: float  # as expected when it started
 
 
 class StepTimer:
@@ -36,16 +36,11 @@ class StepTimer:
     launched last is like the one they began with, so that as much was charged to them as was charged elsewhere. The
     last batch before the engine falls idle is not observed: nothing was launched while it ran, so that it seems shorter
     than it is.
-
-    The margin of `model` is that of the batch times plus the spread of the delivery: a mean TPOT is judged from the
-    first token that a client is sent to the last, and the last may take longer on its way.
     """
 
     def __init__(self, model: PerfModel | None) -> None:
         self.model = model
         self._correction = OnlineCorrection(model) if model is not None else None
-        self._spread_s = 0.0
-        self._spread_until_s = float("-inf")
         self._in_flight: deque[_InFlight] = deque()
         self._completed_s = float("-inf")
         self._busy = False
@@ -65,23 +60,12 @@ class StepTimer:
         self._published = None
         self._correct()
 
-    def delivery_spread(self, now_s: float, spread_s: float) -> None:
-        """A request came whose last token may take `spread_s` longer to its client than its first.
-
-        The largest such of the last half minute counts: requests come from several admission processes.
-        """
-        if spread_s >= self._spread_s or now_s > self._spread_until_s:
-            changed = spread_s != self._spread_s
-            self._spread_s, self._spread_until_s = spread_s, now_s + _SPREAD_LASTS_S
-            if changed:
-                self._correct()
-
     def started(self, now_s: float, shape: BatchShape | None) -> float:
         """A batch was scheduled; when it is expected to complete."""
         predicted_s = self.model.seconds(shape) if shape is not None and self.model is not None else 0.0
-        self._in_flight.append(_InFlight(shape, now_s, predicted_s))
-        self._launched = self._launched or shape is not None
         self.free_at_s = max(now_s, self.free_at_s) + predicted_s
+        self._in_flight.append(_InFlight(shape, now_s, predicted_s, self.free_at_s))
+        self._launched = self._launched or shape is not None
         return self.free_at_s
 
     def completed(self, now_s: float) -> None:
@@ -91,6 +75,8 @@ class StepTimer:
         if batch.shape is not None and (self._launched or from_start):
             seconds = now_s - (batch.started_s if from_start else self._completed_s)
             self._observe(batch.shape, seconds)
+            if self._correction is not None:
+                self._correction.ended(batch.shape, now_s - batch.ends_s)
         if self._stretch and self._stretch_is_whole():
             self._end_stretch()
         self._launched = False
@@ -149,8 +135,7 @@ class StepTimer:
         """Plan with the model as it is now; it is published where that makes more than a little difference."""
         if self._correction is None:
             return
-        corrected = self._correction.applied()
-        self.model = replace(corrected, margin_s=corrected.margin_s + self._spread_s)
+        self.model = self._correction.applied()
         if self._published is None or _differ(self._published, self.model):
             self._published = self.model
             self._changed = True

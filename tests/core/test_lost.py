@@ -51,6 +51,7 @@ def test_a_decoder_is_lost_when_it_cannot_catch_up_before_its_end() -> None:
     assert set(lost_promises(view(decoders=(decoder(-0.5, 15),)))) == {"d"}
     assert lost_promises(view(decoders=(decoder(-0.5, 25),))) == {}
     assert lost_promises(view(decoders=(decoder(-0.5, 15),)), tokens_per_step=2.0) == {}
+    assert lost_promises(view(decoders=(decoder(-0.5, 15),)), in_hand_s=0.1) == {}  # its promise ends 0.1 s later
 
 
 def test_a_decoder_in_time_is_never_lost() -> None:

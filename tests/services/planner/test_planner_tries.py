@@ -1,4 +1,8 @@
-"""After a bad moment: who is hopeless only because the way to the engine took long lately is tried, a few at a time."""
+"""Who is hopeless only on a long way to the engine: it decides, and after a bad moment for a few at a time."""
+
+from collections.abc import Sequence
+
+import pytest
 
 from protos import types_pb2
 from services.common.clock import Clock
@@ -10,24 +14,27 @@ from services.planner.candidates import parse_candidate
 from services.planner.ledger import Ledger
 from services.planner.promises import Planning, Promises
 from services.planner.state import parse_state
-from tests.services.planner.planner_messages import a_candidate, a_state
+from tests.services.planner.planner_messages import a_candidate, a_request, a_state
 
 TIERS = (Tier("tight", 0.05), Tier("loose", 0.1))
 DECLINED, PENDING = types_pb2.VERDICT_KIND_BEST_EFFORT, types_pb2.VERDICT_KIND_PENDING
+ADMITTED = types_pb2.VERDICT_KIND_ADMITTED
 EARLY, FIRM = types_pb2.VERDICT_MODE_EARLY, types_pb2.VERDICT_MODE_FIRM
 
 
 class SlowReplica:
-    """An idle replica that the last requests took 400 ms to reach. Time stands still."""
+    """A replica that the last requests took so many seconds to reach. Time stands still."""
 
-    def __init__(self) -> None:
+    def __init__(self, transits_s: Sequence[float] = (0.4,) * 4, *, busy: bool = False) -> None:
         self.now_s = 1000.0
         self.clock, self._lengths = Clock(lambda: self.now_s), LengthForecaster()
         self.ledger = Ledger("gpu-0", self.clock)
-        self.ledger.apply(parse_state(a_state(self.clock.now_us()), tiers=TIERS, clock=self.clock))
+        now_us = self.clock.now_us()
+        running = [a_request(now_us, "running")] if busy else []
+        self.ledger.apply(parse_state(a_state(now_us, requests=running), tiers=TIERS, clock=self.clock))
         self._promises = Promises(self.ledger, self.clock, Planning(TIERS, Policy.MH, PlanSettings(), ()))
-        for _ in range(4):
-            self.ledger.transit.observe(self.now_s, 0.4)
+        for transit_s in transits_s:
+            self.ledger.transit.observe(self.now_s, transit_s)
 
     def asked(self, name: str, ttft_ms: float = 200.0, **fields: object) -> types_pb2.Verdict:
         wire = a_candidate(self.clock.now_us(), name, ttft_ms=ttft_ms, **{"verdict_mode": EARLY, **fields})
@@ -57,4 +64,24 @@ def test_a_firm_verdict_waits_for_nothing_but_the_bad_moment_is_forgotten_soon()
     replica = SlowReplica()
     assert replica.asked("r0", verdict_mode=FIRM).kind == DECLINED
     replica.now_s += 5.0
-    assert replica.asked("r1", verdict_mode=FIRM).kind == types_pb2.VERDICT_KIND_ADMITTED
+    assert replica.asked("r1", verdict_mode=FIRM).kind == ADMITTED
+
+
+def test_where_the_way_takes_long_now_and_then_the_engine_decides_about_everybody() -> None:
+    replica = SlowReplica([0.005] * 20 + [0.4, 0.4])
+    verdicts = [replica.asked(f"r{n}") for n in range(6)]
+    assert [verdict.kind for verdict in verdicts] == [PENDING] * 6
+    assert replica.asked("firm", verdict_mode=FIRM).kind == DECLINED
+
+
+def test_a_promise_on_arrival_has_a_batch_to_spare_and_the_engine_decides_about_tighter_ones() -> None:
+    early, firm = (
+        [
+            SlowReplica([0.010] * 20, busy=True).asked("r", ttft_ms=ttft_ms, prompt_tokens=100, verdict_mode=mode).kind
+            for ttft_ms in range(20, 140)
+        ]
+        for mode in (EARLY, FIRM)
+    )
+    assert list(dict.fromkeys(early)) == [DECLINED, PENDING, ADMITTED]
+    assert list(dict.fromkeys(firm)) == [DECLINED, ADMITTED]
+    assert early.count(ADMITTED) == pytest.approx(firm.count(ADMITTED) - 20, abs=2)  # a batch of decoding takes 20 ms

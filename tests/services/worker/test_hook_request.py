@@ -1,5 +1,8 @@
 """A request's deadlines and stages as the hook follows them."""
 
+import msgspec
+import pytest
+
 from services.core.slo import BEST_EFFORT, StageKind
 from services.worker.decoder_table import DecoderTable
 from services.worker.hook_request import TierNames, TrackedRequest
@@ -44,6 +47,33 @@ def test_token_n_is_due_n_minus_one_periods_after_the_first() -> None:
     assert request.due_s == 9.5 + 0.05
     request.tokens = 11
     assert abs(request.due_s - (9.5 + 11 * 0.05)) < 1e-12
+
+
+def test_what_a_last_token_may_take_longer_on_its_way_is_kept_in_hand_and_is_no_miss() -> None:
+    produced: list[int] = []
+    request = tracked(produced=produced)
+    request.terms = msgspec.structs.replace(request.terms, delivery_spread_s=0.004)
+    assert request.due_s == 10.0  # a first token's way is off its deadline already
+    table = DecoderTable(4)
+    table.add(request, 0, 9.5)
+    request.first_token(9.5)
+    table.refresh(request, 0)
+    table.advance(slice(None))
+    assert table.due_s.tolist() == [pytest.approx(9.5 + 0.05 - 0.004)]
+    table.sync(request)
+    assert request.due_s == table.due_s[0]
+    produced += [1, 2, 3]
+    assert request.met(9.5 + 2 * 0.05)
+    assert not request.met(9.5 + 2 * 0.05 + 1e-4)
+
+
+def test_a_relaxed_request_is_due_when_it_was_said_whatever_is_kept_in_hand() -> None:
+    request = tracked()
+    request.terms = msgspec.structs.replace(request.terms, delivery_spread_s=0.004)
+    request.first_token(9.5)
+    request.tokens = 3
+    request.relax(12.0, 0.2)
+    assert request.due_s == pytest.approx(12.0)
 
 
 def test_only_the_first_first_token_counts() -> None:
