@@ -139,6 +139,7 @@ class Queue(NamedTuple):
     output: Ints
     promised: NDArray[np.bool_]
     weight: Ints
+    in_hand: Floats
 
 
 class TierColumns(NamedTuple):
@@ -175,6 +176,7 @@ def queue_of(prefills: Sequence[Prefill]) -> Queue:
         np.array([p.output_tokens for p in prefills], np.int64),
         np.array([p.promised for p in prefills], np.bool_),
         np.array([p.weight for p in prefills], np.int64),
+        np.array([p.in_hand_s for p in prefills], np.float64),
     )
 
 

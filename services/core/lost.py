@@ -1,8 +1,8 @@
 """Promises that can no longer be kept, whatever the next batches contain.
 
 They are named so that they can give way: a request whose promise is lost would otherwise take time from those that can
-still be in time. The model's margin is granted to the request here, not taken from it, and 2 % more: in doubt a promise
-stands.
+still be in time. The model's margin is granted to the request here, not taken from it, with what decode deadlines keep in
+hand and 2 % more: in doubt a promise stands.
 """
 
 from collections.abc import Mapping
@@ -54,7 +54,8 @@ def _lost_prefills(view: ReplicaView) -> dict[str, Constraint]:
             attended=attended(prefill.computed_tokens, prefill.remaining_tokens),
         )
         alone_s = view.model.seconds(shape)
-        if (1 - _DOUBT) * alone_s - view.model.margin_s > left_s:
+        # One that decoded before and computes its context again may be due that long before its SLO is missed.
+        if (1 - _DOUBT) * alone_s - view.model.margin_s - prefill.in_hand_s > left_s:
             lost[prefill.id] = Constraint(
                 ConstraintKind.HOPELESS, alone_s, left_s, "s", view.now_s, prefill.deadline_s, prefill.tier, prefill.id
             )

@@ -58,7 +58,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class PerfModel:
-    """A replica's fitted model. `margin_s` is the residual quantile planned as safety; `r2` is None for presets.
+    """A replica's fitted model. `margin_s` is a quantile of lateness planned as safety; `r2` is None for presets.
 
     `attention` is what a token before a prompt token adds to its cost, as a share of that of a token at the start.
     """

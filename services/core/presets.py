@@ -7,7 +7,8 @@ Times are those of DESIGN's sources (Sarathi-style profiles of OPT and Qwen mode
 with 2 bytes per weight and per KV element and 4.8 GiB per GPU for activations, CUDA graphs and the allocator: the
 figure that reproduces the 7000 blocks measured for OPT-6.7B on one A100-80GB.
 
-`llama-3.1-8b-h200` is our own measurement (`bench/results/gpu-nvidia-h200.json`).
+The coefficients of `llama-3.1-8b-h200` are our own measurement (`bench/results/gpu-nvidia-h200.json`), rounded and
+without its margin.
 """
 
 from dataclasses import dataclass

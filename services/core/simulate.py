@@ -271,6 +271,7 @@ def simulate(problem: Problem, standing: Ints, cap_s: float, behind_s: float) ->
                 advance = tiers.gain[c] * tiers.tpot[c] * (1.0 - limits.early_spend)
                 spend = limits.early_spend * tiers.tpot[c] * max(0, queue.output[j] - 2)
                 held = max(0.0, queue.deadline[j] - t) if limits.hold_first_token else 0.0
+                held -= queue.in_hand[j]
                 due = min(tiers.gain[c], queue.output[j] - 1.0) * tiers.tpot[c] + held + spend
                 join_clock[j] = t - start_s + due - limits.margin_s - k * advance
                 join_least[c] = min(join_least[c], join_clock[j])

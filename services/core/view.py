@@ -53,7 +53,8 @@ class Prefill:
 
     `deadline_s` is when its first token is due; `output_tokens` the forecast length of its decode. `weight` (a
     positive integer) is what keeping it is worth, `application` names the class of traffic for floors.
-    `arrival_s` only serves to state TTFTs; NaN if unknown.
+    `arrival_s` only serves to state TTFTs; NaN if unknown. Once it decodes, its tokens are due `in_hand_s` before their
+    SLO is missed.
     """
 
     id: str
@@ -68,6 +69,7 @@ class Prefill:
     application: str = ""
     weight: int = 1
     arrival_s: float = math.nan
+    in_hand_s: float = 0.0
 
     @property
     def remaining_tokens(self) -> int:

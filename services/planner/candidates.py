@@ -78,6 +78,7 @@ def parse_candidate(
         application=wire.application,
         weight=weight,
         arrival_s=clock.to_monotonic_s(wire.arrival_us) if wire.arrival_us else math.nan,
+        in_hand_s=max(0.0, wire.delivery_spread_us / 1e6),
     )
     return Candidate(wire.attempt, prefill, stages[0], max_tokens, verdict_mode_from_wire(wire.verdict_mode))
 

@@ -29,6 +29,11 @@ class Said:
     seen_s: float = math.inf
 
     @property
+    def taken(self) -> bool:
+        """Whether it was sent to the engine at once, promised or to be decided there."""
+        return self.admitted or self.verdict.kind == types_pb2.VERDICT_KIND_PENDING
+
+    @property
     def admitted(self) -> bool:
         """Whether it was a promise."""
         return self.verdict.kind == types_pb2.VERDICT_KIND_ADMITTED

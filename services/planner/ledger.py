@@ -44,6 +44,7 @@ class Reservation:
     """A promised or pending request that the engine has not reported yet. `expires_s`: monotonic seconds.
 
     `promotes`: the request is in the engine already, without a promise; a directive is on its way.
+    `tried`: it is late if its way takes as long as most did lately.
     """
 
     attempt: int
@@ -52,6 +53,7 @@ class Reservation:
     expires_s: float
     committed: bool = False
     promotes: bool = False
+    tried: bool = False
 
 
 class Ledger:
@@ -126,7 +128,10 @@ class Ledger:
                 del self._reservations[request_id]
         for request_id in update.entries.keys() - before.keys():
             said = self.history.seen(request_id, update.capacity.observed_s)
-            transit_s = update.entries[request_id].accepted_s - said.decided_s if said is not None else math.nan
+            entry = update.entries[request_id]
+            # Best effort waits in a queue first, which is no way.
+            sent = said is not None and said.taken and said.attempt == entry.attempt
+            transit_s = entry.accepted_s - said.decided_s if said is not None and sent else math.nan
             if math.isfinite(transit_s):
                 self.transit.observe(self._clock.now_s(), transit_s)
         for request_id, entry in update.entries.items():
@@ -189,11 +194,12 @@ class Ledger:
         *,
         promised: bool = True,
         promotes: bool = False,
+        tried: bool = False,
     ) -> int:
         """Hold a place, for a promise or for a pending request; returns until when, in Unix microseconds."""
         expires_s = self._clock.now_s() + self._reservation_s
         held = replace(prefill, promised=promised)
-        self._reservations[prefill.id] = Reservation(attempt, held, verdict, expires_s, promotes=promotes)
+        self._reservations[prefill.id] = Reservation(attempt, held, verdict, expires_s, promotes=promotes, tried=tried)
         return self._clock.to_unix_us(expires_s)
 
     def reservation(self, key: Key) -> Reservation | None:
@@ -204,9 +210,13 @@ class Ledger:
 
     @property
     def tries(self) -> int:
-        """Requests on their way that are late if that takes as long as it did last; see `Promises`."""
-        hopeless = types_pb2.CONSTRAINT_KIND_HOPELESS
-        return sum(held.verdict.constraint.kind == hopeless for held in self._reservations.values())
+        """Requests on their way that are late if that takes as long as it mostly did lately; see `Promises`."""
+        return sum(held.tried for held in self._reservations.values())
+
+    @property
+    def undecided(self) -> int:
+        """Requests on their way that the engine is to decide about."""
+        return sum(not held.prefill.promised for held in self._reservations.values())
 
     def holds(self, key: Key) -> bool:
         """True where this attempt is promised: reserved, committed, or in the engine on a tier."""

@@ -26,13 +26,14 @@ from services.planner.candidates import Candidate
 from services.planner.history import Said
 from services.planner.ledger import Ledger
 from services.planner.slip import USUAL_TRANSIT_S, Slips, slip_s
-from services.planner.verdicts import no_state_verdict, verdict_of
+from services.planner.verdicts import add_batch_ahead, no_state_verdict, verdict_of
 
 __all__ = ["PlanRun", "Planning", "Promises"]
 
 _HANDOVER_S = 0.002  # from the worker's submission to where the engine forms its batches
 _SHORTEST_BATCH_S = 0.001
 _MOST_TRIES = 4  # at a time
+_MOST_UNDECIDED = 64  # likewise; more are a crowd that is not all in time
 _LONGEST_WAYS = 0.5  # of what a request could wait if it took no time to the engine and back
 
 Key = tuple[str, int]
@@ -171,7 +172,7 @@ class Promises:
         ttft_s, model = candidate.slo.ttft_s, self.ledger.perf_model
         if ttft_s is not None and model is not None:
             now_s = self.clock.now_s()
-            patience_s = ttft_s - model.zero_load_prefill_s(candidate.prefill.remaining_tokens)
+            patience_s = max(0.0, ttft_s - model.zero_load_prefill_s(candidate.prefill.remaining_tokens))
             there_s = candidate.due_s - now_s - self.ledger.transit.median_s(now_s)
             patience_s -= min(max(0.0, ttft_s - there_s), _LONGEST_WAYS * patience_s)
             self._cap.asked(now_s, patience_s)
@@ -192,11 +193,13 @@ class Promises:
             return Slips()  # it will be there when the next batch is formed
         settings = replace(self.settings(), cap_lapsed=self._cap.lapsed(now_s))
         view = ledger.view()
+        due = [p for p in view.prefills if p.promised or p.tier < 0 or p.deadline_s > view.start_s]
+        view = view.with_prefills(due)
         batch_s = form_batch(view, settings).duration_s
         if not ledger.running:  # what is on its way may come first, and run first
             return Slips(safe_s + batch_s, likely_s, usual_s + batch_s, batch_s)
         batch_s = max(_SHORTEST_BATCH_S, batch_s)
-        decoding_s = max(_SHORTEST_BATCH_S, form_batch(replace(view, prefills=()), settings).duration_s)
+        decoding_s = max(_SHORTEST_BATCH_S, form_batch(view.with_prefills(()), settings).duration_s)
         safe_s, likely_s, usual_s = (
             slip_s(now_s, ledger.engine_free_s, transit_s, each_s, ledger.batches_in_flight)
             for transit_s, each_s in ((safe_s, batch_s), (likely_s, decoding_s), (usual_s, batch_s))
@@ -211,17 +214,22 @@ class Promises:
         ends, it is a try, and a few at a time are enough: what arrives tells how long the way is now. One bad moment
         would else be believed for as long as it is remembered.
         """
-        constraint, model = decision.constraint, self.ledger.perf_model
-        if constraint.kind is not ConstraintKind.HOPELESS or model is None:
+        constraint = decision.constraint
+        if constraint.kind is not ConstraintKind.HOPELESS:
             return False
         firm = candidate.mode is VerdictMode.FIRM
-        short_s = constraint.needed - constraint.available
-        if not firm and short_s <= slips.safe_s - slips.likely_s + model.margin_s:
-            return True
-        if short_s > slips.safe_s - slips.usual_s:
+        if not firm and self._likely(decision, slips):
+            return self.ledger.undecided < _MOST_UNDECIDED
+        if constraint.needed - constraint.available > slips.safe_s - slips.usual_s:
             return False
         self.ledger.transit.turned_away(self.clock.now_s())
         return not firm and self.ledger.tries < _MOST_TRIES
+
+    def _likely(self, decision: Decision, slips: Slips) -> bool:
+        """Whether a request that is hopeless on the safe side is in time if its way takes as long as half of them."""
+        constraint, model = decision.constraint, self.ledger.perf_model
+        margin_s = 0.0 if model is None else model.margin_s
+        return constraint.needed - constraint.available <= slips.safe_s - slips.likely_s + margin_s
 
     def _decide_fresh(self, fresh: Sequence[Candidate], slips: Slips) -> Answers:
         if not fresh:
@@ -234,15 +242,19 @@ class Promises:
         for candidate in fresh:
             decision = decisions[candidate.prefill.id]
             spare_s = candidate.prefill.deadline_s - decision.predicted_first_token_s
-            early = 0 if contended or spare_s < slips.batch_s else self.planning.early_prompt_tokens
+            sure = spare_s >= slips.batch_s
+            early = self.planning.early_prompt_tokens if sure and not contended else 0
             kind = verdict_for(candidate.mode, candidate.prefill, decision, early_prompt_tokens=early)
             if kind is VerdictKind.DECLINED and self._may_be_in_time(candidate, decision, slips):
                 kind = VerdictKind.PENDING
             if kind is not VerdictKind.DECLINED:
                 verdict = self._verdict(candidate, decision, kind)
                 promised = kind is VerdictKind.ADMITTED
+                if not promised and decision.admitted and not sure:
+                    add_batch_ahead(verdict, slips.batch_s, spare_s)
                 held = candidate if promised else candidate.less_slip(slips.likely_s - candidate.slip_s)
-                until_us = self.ledger.reserve(candidate.attempt, held.prefill, verdict, promised=promised)
+                tried = decision.constraint.kind is ConstraintKind.HOPELESS and not self._likely(decision, slips)
+                until_us = self.ledger.reserve(candidate.attempt, held.prefill, verdict, promised=promised, tried=tried)
                 self._wanted(candidate)
                 answers[candidate.key] = self._answer(candidate, verdict, until_us)
         declined = [candidate for candidate in fresh if candidate.key not in answers]

@@ -43,6 +43,10 @@ class TransitEstimate(LagEstimate):
         self._doubted_s = math.inf
         super().observe(now_s, lag_s)
 
+    def median_s(self, now_s: float) -> float:
+        """What half of the recent ones stayed below, and no more than is reckoned with."""
+        return min(super().median_s(now_s), self.seconds(now_s))
+
     def seconds(self, now_s: float) -> float:
         """What to reckon with."""
         known_s = super().seconds(now_s)

@@ -11,7 +11,7 @@ from services.core.slo import BEST_EFFORT, Tier
 from services.core.verdict import VerdictKind
 from services.planner.candidates import Candidate
 
-__all__ = ["no_state_verdict", "verdict_of"]
+__all__ = ["add_batch_ahead", "no_state_verdict", "verdict_of"]
 
 _KINDS = {
     VerdictKind.PENDING: types_pb2.VERDICT_KIND_PENDING,
@@ -30,7 +30,7 @@ def verdict_of(
 ) -> types_pb2.Verdict:
     """The verdict on a candidate. Predictions the core does not have (it never finishes) are 0.
 
-    A PENDING one has a constraint only where the plan does not hold the request for now.
+    A PENDING one has a constraint only where the plan does not hold the request for now, or may be a batch off.
     """
     verdict = _about(candidate, clock)
     verdict.predicted_ttft_ms = _ms(decision.predicted_ttft_s)
@@ -42,6 +42,15 @@ def verdict_of(
     if not decision.admitted:
         verdict.constraint.CopyFrom(constraint_to_wire(decision.constraint, tiers))
     return verdict
+
+
+def add_batch_ahead(verdict: types_pb2.Verdict, batch_s: float, spare_s: float) -> None:
+    """Say why a request that the plan holds is not promised yet: one more batch may run before it."""
+    verdict.constraint.kind = types_pb2.CONSTRAINT_KIND_BATCH_AHEAD
+    verdict.constraint.needed, verdict.constraint.available = _ms(batch_s), _ms(spare_s)
+    verdict.constraint.detail = (
+        f"one more batch of {_ms(batch_s):.1f} ms may run first, the plan leaves {_ms(spare_s):.1f} ms to spare"
+    )
 
 
 def no_state_verdict(candidate: Candidate, why: str, clock: Clock) -> types_pb2.Verdict:

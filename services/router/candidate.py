@@ -35,6 +35,7 @@ def candidate_of(request: types_pb2.QueuedRequest) -> planner_pb2.Candidate:
         max_tokens=max(1, output_tokens(request) - delivered),
         arrival_us=request.arrival_us,
         verdict_mode=request.verdict_mode,
+        delivery_spread_us=request.delivery_spread_us,
     )
     if delivered:
         tracker = _tracker(request)

@@ -242,6 +242,7 @@ class TrackedRequest:
             application=self.terms.application,
             weight=weight,
             arrival_s=self.terms.arrival_s,
+            in_hand_s=self.in_hand_s,
         )
 
     def _tpot_of(self, stage_index: int) -> float:

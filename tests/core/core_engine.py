@@ -91,7 +91,7 @@ class Engine:
             self.decoders[prefill.id] = Decoder(
                 prefill.id,
                 prefill.tier,
-                first_s + prefill.tpot_s,
+                first_s + prefill.tpot_s - prefill.in_hand_s,
                 prefill.tpot_s,
                 prefill.prompt_tokens,
                 prefill.output_tokens - 1,

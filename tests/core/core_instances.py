@@ -61,6 +61,7 @@ def prefills(draw: st.DrawFn, *, tiers: int, count: int, name: str, promised: bo
                 started=computed > 0,
                 weight=draw(st.sampled_from([1, 1, 1, 2, 5])),
                 arrival_s=10.0,
+                in_hand_s=draw(st.sampled_from([0.0, 0.0, 0.004, 0.0125])),
             )
         )
     return tuple(result)

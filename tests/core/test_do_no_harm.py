@@ -87,8 +87,7 @@ def test_an_accepted_plan_with_drafts_meets_every_deadline(
     engine = Engine(instance.view, plan)
     assume(len(admit(engine, list(instance.candidates), policy)) < len(instance.candidates))
     run_dry(engine)
-    assert engine.late == []
-    assert max(plan.missing_blocks for plan in engine.batches) == 0
+    assert engine.late == []  # a prefill may wait a batch for the blocks of one that ends sooner, if that is in time
 
 
 def test_drafts_of_a_tier_that_accepts_none_take_no_memory_from_the_others() -> None:

@@ -74,14 +74,32 @@ def test_where_the_way_takes_long_now_and_then_the_engine_decides_about_everybod
     assert replica.asked("firm", verdict_mode=FIRM).kind == DECLINED
 
 
+def test_of_so_many_that_are_on_their_way_undecided_more_are_no_use() -> None:
+    replica = SlowReplica([0.005] * 20 + [0.4, 0.4])
+    verdicts = [replica.asked(f"r{n}") for n in range(80)]
+    assert [verdict.kind for verdict in verdicts].count(PENDING) == 64
+
+
+def test_the_usual_way_is_never_thought_longer_than_a_long_one() -> None:
+    """The first requests of a new stack took long, then one did not."""
+    replica = SlowReplica([0.4, 0.01])
+    assert replica.ledger.transit.median_s(replica.now_s) <= replica.ledger.transit.seconds(replica.now_s)
+    verdict = replica.asked("r", ttft_ms=120.0)
+    assert verdict.kind == ADMITTED
+
+
 def test_a_promise_on_arrival_has_a_batch_to_spare_and_the_engine_decides_about_tighter_ones() -> None:
-    early, firm = (
+    verdicts = [
         [
-            SlowReplica([0.010] * 20, busy=True).asked("r", ttft_ms=ttft_ms, prompt_tokens=100, verdict_mode=mode).kind
+            SlowReplica([0.010] * 20, busy=True).asked("r", ttft_ms=ttft_ms, prompt_tokens=100, verdict_mode=mode)
             for ttft_ms in range(20, 140)
         ]
         for mode in (EARLY, FIRM)
-    )
+    ]
+    early, firm = ([verdict.kind for verdict in each] for each in verdicts)
+    tight = [verdict.constraint for verdict in verdicts[0] if verdict.kind == PENDING and verdict.constraint.kind]
+    assert {constraint.kind for constraint in tight} >= {types_pb2.CONSTRAINT_KIND_BATCH_AHEAD}
+    assert all(constraint.needed > constraint.available for constraint in tight)
     assert list(dict.fromkeys(early)) == [DECLINED, PENDING, ADMITTED]
     assert list(dict.fromkeys(firm)) == [DECLINED, ADMITTED]
     assert early.count(ADMITTED) == pytest.approx(firm.count(ADMITTED) - 20, abs=2)  # a batch of decoding takes 20 ms
