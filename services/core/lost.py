@@ -1,8 +1,8 @@
 """Promises that can no longer be kept, whatever the next batches contain.
 
 They are named so that they can give way: a request whose promise is lost would otherwise take time from those that can
-still be in time. The model's margin is granted to the request here, not taken from it, with what decode deadlines keep in
-hand and 2 % more: in doubt a promise stands.
+still be in time. The model's margin is granted to the request here, not taken from it, with what decode deadlines keep
+in hand and 2 % more: in doubt a promise stands.
 """
 
 from collections.abc import Mapping
