@@ -2,11 +2,11 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from bench.metrics import Outcome, outcome_of
-from bench.scenario_jobs import Workload, at_rate
+from bench.scenario_jobs import Job, Workload, at_rate
 from bench.simulator import Clock, Simulation
 from bench.simulator_engine import Engines
 from bench.systems import System, build_front
@@ -64,8 +64,13 @@ class Laboratory:
 
     def run(self, system: System, workload: Workload, rate: float, *, whole: bool = False) -> Point:
         """One run of a system at a load. Unless `whole`, it ends as soon as the load is surely not carried."""
+        return self.run_jobs(system, workload, at_rate(workload, rate), rate, whole=whole)
+
+    def run_jobs(
+        self, system: System, workload: Workload, jobs: Sequence[Job], rate: float, *, whole: bool = False
+    ) -> Point:
+        """As `run`, with jobs of a workload that were chosen by the caller."""
         started_s = time.perf_counter()
-        jobs = at_rate(workload, rate)
         clock = Clock()
         front = build_front(
             system, self.engines, self.preset, self.tiers, workload, clock,

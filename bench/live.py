@@ -2,7 +2,8 @@
 
 Every load is sent to both in turn, in one run: the same jobs of a recorded trace at the same times with prompts of the
 same seed, open loop, over gRPC to the services and to AsyncLLM with its own scheduler. What counts is what the client
-saw. `--saturate` measures throughput instead: everything at once, best effort only.
+saw. `--saturate` measures throughput instead: everything at once, best effort only. `--virtual` runs the same jobs in
+virtual time.
 """
 
 import os
@@ -24,6 +25,7 @@ from bench.live_round import Seen, run_round
 from bench.live_saturate import saturate
 from bench.live_stack import Side, sides
 from bench.live_targets import Target
+from bench.live_virtual import run_virtual
 from bench.metrics import outcome_of
 from bench.model_shape import SHAPES, write_shape
 from bench.prompts import PromptMaker, load_prompt_maker
@@ -32,7 +34,7 @@ from bench.scenario import SCENARIOS, ScenarioError, ScenarioFile, load_scenario
 from bench.scenario_jobs import Workload, build_workload
 from bench.workload import TRACES, WorkloadError
 from services.cli.stack_spec import BUNDLED_MODEL
-from services.core.presets import UnknownPresetError, preset
+from services.core.presets import Preset, UnknownPresetError, preset
 from services.worker.engine_settings import EngineSettings
 
 __all__ = ["Plan", "main", "measure"]
@@ -43,6 +45,8 @@ _FACTORS = (0.1, 0.2, 0.3)  # of the trace's own rate, where no rates are given
 
 _OF_LOADS = ("rates", "window", "seconds", "repetitions", "length_divisor", "tpot_factor", "stage_tokens", "traces")
 """Options that mean nothing where everything is sent at once, with lengths of its own."""
+
+_NOT_VIRTUAL = ("model", "repetitions", "saturated")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,9 @@ def main(
     saturated: Annotated[
         bool, typer.Option("--saturate", help="throughput with best effort only, instead; no load options")
     ] = False,
+    virtual: Annotated[
+        bool, typer.Option("--virtual", help="the same jobs in virtual time, without engine and services, instead")
+    ] = False,
     scenarios: Annotated[Path, typer.Option(help="scenario file")] = SCENARIOS,
     traces: Annotated[Path, typer.Option(help="directory of traces")] = TRACES,
     results: Annotated[Path, typer.Option(help="where results are written")] = RESULTS,
@@ -97,9 +104,14 @@ def main(
         if shape and (shape not in SHAPES or engine != "vllm"):
             raise ValueError(f"--shape is for --engine vllm and one of: {', '.join(SHAPES)}")
         wanted = tuple(float(rate) for rate in rates.split(",") if rate)
+        if virtual and (engine != "emulated" or any(_given(context, name) for name in _NOT_VIRTUAL)):
+            raise ValueError("--virtual is for presets: it takes no --engine vllm, --model, --repetitions, --saturate")
     except (ScenarioError, UnknownPresetError, ValueError) as error:
         raise typer.BadParameter(str(error)) from None
     plan = Plan(scenario, wanted, window, seed, seconds, repetitions, Scale(divisor, tpot_factor, stage_tokens), traces)
+    if virtual:
+        _virtual(console, preset(preset_name), file, plan, 2 if async_scheduling else 1, results)
+        return
     with TemporaryDirectory(prefix="slos-live-") as folder:
         settings = EngineSettings(
             engine=engine,
@@ -117,6 +129,17 @@ def main(
                 run_interruptible(_live(console, settings, file, plan, results))
         except WorkloadError as error:
             raise typer.BadParameter(str(error)) from None
+
+
+def _virtual(console: Console, chosen: Preset, file: ScenarioFile, plan: Plan, depth: int, results: Path) -> None:
+    try:
+        workload = build_workload(
+            file, plan.scenario, chosen.model, index=plan.window, seed=plan.seed, traces=plan.traces
+        )
+        rates = plan.rates or tuple(workload.rate * factor for factor in _FACTORS)
+        run_virtual(console, chosen, file, workload, rates, plan.seconds, plan.scale, depth, results)
+    except WorkloadError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def _given(context: typer.Context, name: str) -> bool:

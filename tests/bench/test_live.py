@@ -199,3 +199,24 @@ def test_saturate_takes_what_it_heeds(started: list[str]) -> None:
     assert run_live("--saturate", *options)[0] == 0
     assert run_live("--seconds=30", "--length-divisor=8")[0] == 0
     assert started == ["saturate", "_live"]
+
+
+@pytest.mark.parametrize("option", ["--engine=vllm", "--model=x", "--repetitions=2", "--saturate"])
+def test_virtual_refuses_what_it_would_ignore(option: str, started: list[str]) -> None:
+    status, text = run_live("--virtual", option)
+    assert (status, started) == (2, [])
+    assert "--virtual is for presets" in text
+
+
+def test_virtual_runs_the_jobs_of_a_load_on_both_schedulers(tmp_path: Path) -> None:
+    options = ("--rates=6", "--seconds=6", "--preset=llama-3.1-8b-h200", "--async-scheduling", f"--results={tmp_path}")
+    status, _ = run_live("--virtual", *options)
+    assert status == 0
+    result = json.loads((tmp_path / "virtual-llama-3.1-8b-h200-mixed.json").read_text())
+    ours, plain = (
+        next(point["outcome"] for point in result["points"] if point["system"].startswith(name))
+        for name in ("slos", "vllm")
+    )
+    assert ours["jobs"] == plain["jobs"] > 10
+    assert ours["promised"] > 0 == plain["promised"]
+    assert ours["attainment"] >= plain["attainment"]

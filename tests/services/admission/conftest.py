@@ -92,7 +92,7 @@ class _Stack:
             "port": 0,
             "model": str(MODEL),
             "routers": self.router_address,
-            "rescue_patience_s": 0.6,
+            "rescue_patience_s": 1.5,  # longer than a busy machine may stand still
         }
         settings = AdmissionSettings(**{**values, **changes})
         instruments = admission_instruments(self.meter)

@@ -39,11 +39,10 @@ async def test_nothing_is_left_of_requests_however_they_end(world: World, unique
 
 async def test_nothing_is_left_of_admission_processes_that_went(world: World, unique: str) -> None:
     idle = IdleTasks()
-    calls = [
-        world.stub.Subscribe(worker_pb2.SubscribeRequest(admission_id=f"{unique}-{number}")) for number in (1, 1, 2)
-    ]
-    for call in calls:
-        await call.read()
+    calls = []
+    for number in (1, 1, 2):  # one after the other: which of two is newer is up to the server
+        calls.append(world.stub.Subscribe(worker_pb2.SubscribeRequest(admission_id=f"{unique}-{number}")))
+        await calls[-1].read()
     async with asyncio.timeout(10):
         assert await calls[0].read() is grpc.aio.EOF  # a newer one of the same process stands
     request = world.request(unique, admission_id=f"{unique}-2")
