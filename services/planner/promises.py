@@ -167,14 +167,17 @@ class Promises:
     def _asked(self, candidate: Candidate) -> None:
         """Somebody wants its first token in time: the cap on batches follows how long such requests can wait.
 
-        What their ways to the engine and back take they cannot, but long ways do not make batches ever shorter.
+        With one batch in flight the way to the engine is part of that time. With two the next batch is formed before
+        such a request is there: it cannot wait for what its ways there and back take, though long ways do not make
+        batches ever shorter.
         """
         ttft_s, model = candidate.slo.ttft_s, self.ledger.perf_model
         if ttft_s is not None and model is not None:
             now_s = self.clock.now_s()
             patience_s = max(0.0, ttft_s - model.zero_load_prefill_s(candidate.prefill.remaining_tokens))
-            there_s = candidate.due_s - now_s - self.ledger.transit.median_s(now_s)
-            patience_s -= min(max(0.0, ttft_s - there_s), _LONGEST_WAYS * patience_s)
+            if self.ledger.batches_in_flight > 1:
+                there_s = candidate.due_s - now_s - self.ledger.transit.median_s(now_s)
+                patience_s -= min(max(0.0, ttft_s - there_s), _LONGEST_WAYS * patience_s)
             self._cap.asked(now_s, patience_s)
 
     def _wanted(self, candidate: Candidate) -> None:
