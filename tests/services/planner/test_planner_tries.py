@@ -103,3 +103,14 @@ def test_a_promise_on_arrival_has_a_batch_to_spare_and_the_engine_decides_about_
     assert list(dict.fromkeys(early)) == [DECLINED, PENDING, ADMITTED]
     assert list(dict.fromkeys(firm)) == [DECLINED, ADMITTED]
     assert early.count(ADMITTED) == pytest.approx(firm.count(ADMITTED) - 20, abs=2)  # a batch of decoding takes 20 ms
+
+
+@pytest.mark.parametrize(("ttft_ms", "counts"), [(2000.0, True), (30.0, False)])
+def test_the_wait_of_best_effort_in_its_queue_is_no_way_to_the_engine(ttft_ms: float, counts: bool) -> None:
+    replica = SlowReplica([])
+    assert (replica.asked("r", ttft_ms=ttft_ms).kind == ADMITTED) == counts  # the other one goes into the queue
+    replica.now_s += 5.0
+    now_us = replica.clock.now_us()
+    arrived = a_request(now_us, "r", tier="loose" if counts else "best-effort", promised=counts, accepted_at_us=now_us)
+    replica.ledger.apply(parse_state(a_state(now_us, 2, requests=[arrived]), tiers=TIERS, clock=replica.clock))
+    assert replica.ledger.transit.seconds(replica.now_s) == pytest.approx(5.0 if counts else 0.02)
